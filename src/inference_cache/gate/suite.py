@@ -1,0 +1,52 @@
+"""Where the suite lies and how it is run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from inference_cache.errors import InferenceCacheError, MissingExtra
+
+__all__ = ["pytest_command", "suite_folder", "usable_cpus"]
+
+
+def suite_folder() -> Path:
+    """The folder that holds ``conformance``, ``fixtures`` and ``mutants``: inside the installed wheel, or the
+    checkout.
+
+    Raises:
+        InferenceCacheError: neither is there.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for candidate in (package / "suite", package.parent.parent):
+        if (candidate / "conformance" / "pytest.ini").is_file():
+            return candidate
+    raise InferenceCacheError(
+        f"the conformance suite is neither in {package / 'suite'} nor beside a checkout; "
+        "reinstall inference-cache"
+    )
+
+
+def usable_cpus() -> int:
+    """Processors that this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def pytest_command(options: Sequence[str], *, workers: int) -> list[str]:
+    """The command line that runs the suite with these options; ``workers`` 0 runs it in one process.
+
+    Raises:
+        MissingExtra: pytest, or what the suite needs beside it, is not installed.
+    """
+    for module in ("pytest", "xdist", "hypothesis", "jinja2", "prometheus_client", "psutil"):
+        if find_spec(module) is None:
+            raise MissingExtra(module=module, extra="gate")
+    folder = suite_folder()
+    command = [sys.executable, "-m", "pytest", "-c", str(folder / "conformance" / "pytest.ini")]
+    command += ["--rootdir", str(folder), "-q", "--no-header", "--no-summary", "--tb=short"]
+    if workers:
+        command += ["-n", str(workers), "--dist", "load", "--maxschedchunk", "1"]
+    return [*command, str(folder / "conformance"), *options]
