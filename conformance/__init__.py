@@ -1,0 +1,1 @@
+"""Executable specs: one file for each group of clauses."""

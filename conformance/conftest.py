@@ -1,0 +1,64 @@
+"""Fixtures that specs share."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from fixtures.run_state import EVIDENCE, SESSION, option
+from fixtures.servers import ServerFactory
+from fixtures.spec import Evidence
+from fixtures.targets import Target
+from inference_cache.contract import Contract
+
+pytest_plugins = ["fixtures.plugin"]
+
+
+@pytest.fixture(scope="session")
+def contract(pytestconfig: pytest.Config) -> Contract:
+    """The contract that the target is held against."""
+    return pytestconfig.stash[SESSION].contract
+
+
+@pytest.fixture(scope="session")
+def target(pytestconfig: pytest.Config) -> Iterator[Target]:
+    """The server under judgment; specs share it, write only under their own names and never fill it."""
+    with pytestconfig.stash[SESSION].open_target() as opened:
+        yield opened
+
+
+@pytest.fixture
+def evidence(request: pytest.FixtureRequest) -> Evidence:
+    """Where a spec leaves its numbers and plots for the report."""
+    found: Evidence = request.node.stash[EVIDENCE]
+    return found
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Randomness that the run's seed and the spec's name decide, whatever ran before."""
+    return random.Random(f"{option(request.config, 'seed')}:{request.node.nodeid.rpartition('/')[2]}")
+
+
+@pytest.fixture
+def servers(target: Target, evidence: Evidence) -> Iterator[ServerFactory]:
+    """Disposable servers of the target's make; all are gone when the spec ends."""
+    with ServerFactory(target, evidence) as factory:
+        yield factory
+
+
+@pytest.fixture(scope="session")
+def make_keyspace(pytestconfig: pytest.Config) -> Callable[[str], Any]:
+    """The key builder under judgment: prefix in, keyspace out."""
+    judged: Callable[[str], Any] = pytestconfig.stash[SESSION].implementations["keyspace"]
+    return judged
+
+
+@pytest.fixture(scope="session")
+def purge(pytestconfig: pytest.Config) -> Callable[..., Any]:
+    """The purge under judgment."""
+    judged: Callable[..., Any] = pytestconfig.stash[SESSION].implementations["purge"]
+    return judged
