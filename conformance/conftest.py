@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from fixtures.run_state import EVIDENCE, SESSION, option
 from fixtures.servers import ServerFactory
@@ -15,6 +19,9 @@ from fixtures.targets import Target
 from inference_cache.contract import Contract
 
 pytest_plugins = ["fixtures.plugin"]
+
+# What Hypothesis keeps for itself must not turn up in the folder that the suite was started from.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"inference-cache-hypothesis-{os.getuid()}")
 
 
 @pytest.fixture(scope="session")
@@ -51,14 +58,21 @@ def servers(target: Target, evidence: Evidence) -> Iterator[ServerFactory]:
 
 
 @pytest.fixture(scope="session")
-def make_keyspace(pytestconfig: pytest.Config) -> Callable[[str], Any]:
+def implementation(pytestconfig: pytest.Config) -> Callable[[str], Any]:
+    """The adapter under judgment by name: the shipped one, or what ``--implementation`` put in its place."""
+    session = pytestconfig.stash[SESSION]
+    return session.implementation
+
+
+@pytest.fixture(scope="session")
+def make_keyspace(implementation: Callable[[str], Any]) -> Callable[[str], Any]:
     """The key builder under judgment: prefix in, keyspace out."""
-    judged: Callable[[str], Any] = pytestconfig.stash[SESSION].implementations["keyspace"]
+    judged: Callable[[str], Any] = implementation("keyspace")
     return judged
 
 
 @pytest.fixture(scope="session")
-def purge(pytestconfig: pytest.Config) -> Callable[..., Any]:
+def purge(implementation: Callable[[str], Any]) -> Callable[..., Any]:
     """The purge under judgment."""
-    judged: Callable[..., Any] = pytestconfig.stash[SESSION].implementations["purge"]
+    judged: Callable[..., Any] = implementation("purge")
     return judged

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from fixtures.faults.wrapper import LIVENESS_ENV, write_launcher
 from fixtures.targets.embedded import shipped_executables
 from inference_cache.contract import load, parse_size
 from inference_cache.errors import MissingExtra
-from inference_cache.gate.suite import suite_folder
+from inference_cache.gate.suite import suite_environment
 from mutants.environments import ENVIRONMENTS
 from mutants.liveness import read_liveness
 from mutants.model import GoodSystem, Mutant, System, Way
@@ -152,8 +151,7 @@ def _executable(system: System, folder: Path, liveness: Path, values: dict[str, 
 
 
 def _environment(liveness: Path) -> dict[str, str]:
-    paths = [str(suite_folder()), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, LIVENESS_ENV: str(liveness), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    return {**suite_environment(), LIVENESS_ENV: str(liveness)}
 
 
 def _acted(system: System, report: dict[str, Any], liveness: Path, values: dict[str, str]) -> int:

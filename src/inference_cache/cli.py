@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _gate(options: argparse.Namespace, passed_on: Sequence[str]) -> int:
-    from inference_cache.gate.suite import pytest_command, usable_cpus
+    from inference_cache.gate.suite import pytest_command, suite_environment, usable_cpus
 
     contract = load(options.contract)
     selected = select_clauses(contract, clause_ids=options.clause, groups=options.group)
@@ -126,7 +126,7 @@ def _gate(options: argparse.Namespace, passed_on: Sequence[str]) -> int:
     command = pytest_command([*words, *passed_on], workers=workers)
     sys.stdout.flush()
     # The suite takes the place of this process: signals and the exit code are its own.
-    os.execv(command[0], command)
+    os.execve(command[0], command, suite_environment())
 
 
 def _clauses(options: argparse.Namespace) -> int:

@@ -15,6 +15,9 @@ __all__ = ["IMPLEMENTATIONS", "OPTIONS", "Option", "select_clauses"]
 IMPLEMENTATIONS: Mapping[str, str] = {
     "keyspace": "inference_cache.keyspace:Keyspace",
     "purge": "inference_cache.keyspace:purge",
+    "embeddings": "inference_cache.embeddings:EmbeddingCache",
+    "sessions": "inference_cache.sessions:SessionStore",
+    "blobs": "inference_cache.blobs:BlobStore",
 }
 """What ``--implementation`` may replace, with the implementation that is judged by default."""
 

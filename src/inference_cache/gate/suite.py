@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference_cache.errors import InferenceCacheError, MissingExtra
 
-__all__ = ["pytest_command", "suite_folder", "usable_cpus"]
+__all__ = ["pytest_command", "suite_environment", "suite_folder", "usable_cpus"]
 
 
 def suite_folder() -> Path:
@@ -30,6 +30,12 @@ def suite_folder() -> Path:
     )
 
 
+def suite_environment() -> dict[str, str]:
+    """The environment in which :func:`pytest_command` finds the suite."""
+    paths = [str(suite_folder()), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 def usable_cpus() -> int:
     """Processors that this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -41,11 +47,12 @@ def pytest_command(options: Sequence[str], *, workers: int) -> list[str]:
     Raises:
         MissingExtra: pytest, or what the suite needs beside it, is not installed.
     """
-    for module in ("pytest", "xdist", "hypothesis", "jinja2", "prometheus_client", "psutil"):
+    for module in ("pytest", "xdist", "hypothesis", "jinja2", "prometheus_client"):
         if find_spec(module) is None:
             raise MissingExtra(module=module, extra="gate")
     folder = suite_folder()
-    command = [sys.executable, "-m", "pytest", "-c", str(folder / "conformance" / "pytest.ini")]
+    # -P: a folder called "fixtures" where the user happens to stand is not ours.
+    command = [sys.executable, "-P", "-m", "fixtures.run", "-c", str(folder / "conformance" / "pytest.ini")]
     command += ["--rootdir", str(folder), "-q", "--no-header", "--no-summary", "--tb=short"]
     if workers:
         command += ["-n", str(workers), "--dist", "load", "--maxschedchunk", "1"]
