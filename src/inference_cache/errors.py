@@ -17,6 +17,7 @@
     │   ├── SessionUnknown            there is no trace of it: never created, deleted, or lost unseen
     │   ├── SessionExists             create() found it already there
     │   ├── SessionConflict           its state was changed by somebody else first
+    │   ├── SessionUncertain          a repeated update came too late to tell whether it took place before
     │   └── SessionCorrupt            what is stored is not what was written
     └── CacheError                    talking to the cache did not give an answer
         ├── CacheUnavailable          no usable server: the caller may degrade and try later
@@ -70,6 +71,7 @@ __all__ = [
     "SessionError",
     "SessionExists",
     "SessionLost",
+    "SessionUncertain",
     "SessionUnknown",
     "Unreachable",
     "UsageError",
@@ -178,6 +180,13 @@ class SessionConflict(SessionError):
         self.expected_version = expected_version
         self.actual_version = actual_version
         super().__init__(message, key=key)
+
+
+class SessionUncertain(SessionError):
+    """An update of the state came again so late that the cache no longer knows whether it took place.
+
+    The state has been changed since, in any case.
+    """
 
 
 class SessionCorrupt(SessionError):
