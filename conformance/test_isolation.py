@@ -19,7 +19,7 @@ from fixtures.interference import interference_machine
 from fixtures.load import present
 from fixtures.observe import require_info
 from fixtures.servers import ServerFactory
-from fixtures.spec import Evidence, Numbers, check, clause
+from fixtures.spec import Evidence, Numbers, check, clause, ensure
 from fixtures.strategies import adversarial_parts, against_a_server, key_parts
 from fixtures.targets import Target
 from inference_cache.acl import render_acl
@@ -97,12 +97,7 @@ def test_no_workload_changes_what_another_reads(
             machine = interference_machine(contract, client, make_key)
             run_state_machine_as_test(machine, settings=against_a_server(max_examples=20, steps=25))
     evidence.record(keys_built=commands)
-    check(
-        commands > 500,
-        expected="the state machines ran",
-        observed=f"they built {commands} keys",
-        evidence={"keys_built": commands},
-    )
+    ensure(commands > 500, f"the state machines hardly ran: {commands} keys built")
 
 
 @clause("ISO-03")
