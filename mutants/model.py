@@ -46,6 +46,8 @@ class System:
     """TOML that overrides the shipped contract."""
     implementation: Mapping[str, str] = field(default_factory=dict)
     """Adapters that stand in for the shipped ones, as ``--implementation`` takes them."""
+    protocol: str = "2"
+    """RESP version that the suite speaks to it."""
     environment: str = ""
     """Name of a context manager in :mod:`mutants.environments`."""
 

@@ -80,6 +80,7 @@ def judge_system(
             options += ["--contract", str(contract)]
         for adapter, path in system.implementation.items():
             options += ["--implementation", f"{adapter}={path}"]
+        options += ["--protocol", system.protocol]
         chosen = clauses or ([system.clause] if isinstance(system, Mutant) else [])
         options += [f"--clause={clause}" for clause in chosen]
         process = subprocess.Popen(

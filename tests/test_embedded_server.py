@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import psutil
 import pytest
@@ -178,6 +179,16 @@ class TestLifeCycle:
             assert client.ping()
         with connect(server.url, deadline_s=10) as stranger, pytest.raises(AccessDenied):
             stranger.ping()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_clients_speak_the_protocol_that_was_chosen(protocol: Literal[2, 3]) -> None:
+    with (
+        EmbeddedServer(VALKEY, {"save": ""}, protocol=protocol) as server,
+        server.connect() as client,
+    ):
+        told = bytes(client.execute_command("CLIENT", "INFO"))
+    assert f" resp={protocol} " in f"{told.decode()} "
 
 
 class TestStartThatFails:

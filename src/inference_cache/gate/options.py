@@ -62,6 +62,14 @@ OPTIONS: Sequence[Option] = (
         },
     ),
     Option(
+        flag="--protocol",
+        settings={
+            "choices": ("2", "3"),
+            "default": "2",
+            "help": "version of RESP that the suite speaks to the server (default: 2)",
+        },
+    ),
+    Option(
         flag="--contract",
         settings={
             "metavar": "NAME_OR_FILE",
