@@ -242,6 +242,14 @@ class TestStartThatFails:
         assert "hunter2-secret" not in str(raised.value)
 
 
+def test_wrapper_is_told_where_a_shipped_server_lies(make: Make, tmp_path: Path) -> None:
+    """So that the README's wrapper works on a machine without a server of its own."""
+    server = make(wrapper(tmp_path / "wrapper", 'exec "$VALKEY_SERVER" "$@" --maxmemory-policy allkeys-random'))
+    server.start()
+    with server.connect() as client:
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-random"}
+
+
 class TestWrappers:
     """Executables that run the server as a child instead of becoming it."""
 
