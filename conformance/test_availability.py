@@ -40,7 +40,7 @@ def matrix(
             with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
                 every = adapters(
                     implementation,
-                    f"valkey://127.0.0.1:{proxy.port}",
+                    server.login_url(proxy.port),
                     deadline_s=DEADLINE_S,
                     unique=f"{unique}-{position}",
                 )
@@ -146,7 +146,7 @@ def test_no_connection_is_left_behind(
         with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
             every = adapters(
                 implementation,
-                f"valkey://127.0.0.1:{proxy.port}",
+                server.login_url(proxy.port),
                 deadline_s=DEADLINE_S,
                 unique=rng.randbytes(6).hex(),
             )

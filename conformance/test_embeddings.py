@@ -236,11 +236,12 @@ def test_a_new_text_is_computed_at_most_once_in_each_process(
         "inference_cache.embeddings:EmbeddingCache",
     )
     start_at = time.time() + 2.5
-    settings = json.dumps({"url": server.url, "model": unique, "start_at": start_at, "path": path})
+    settings = json.dumps({"url": server.login_url(), "model": unique, "start_at": start_at, "path": path})
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, settings],
+            [sys.executable, "-c", WORKER],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -248,6 +249,12 @@ def test_a_new_text_is_computed_at_most_once_in_each_process(
         )
         for _ in range(3)
     ]
+    for process in processes:
+        # Not on the command line, where anybody could read the password.
+        assert process.stdin is not None
+        process.stdin.write(settings)
+        process.stdin.close()
+        process.stdin = None
     reports = []
     for process in processes:
         output, problems = process.communicate(timeout=60)
@@ -289,7 +296,7 @@ def test_a_batch_keeps_order_and_computes_only_what_is_missing(
         FaultProxy(upstream=("127.0.0.1", server.port), faults=[trips]) as proxy,
         # Processes do not share work here, so that leases take no part in the count.
         implementation("embeddings")(
-            f"valkey://127.0.0.1:{proxy.port}",
+            server.login_url(proxy.port),
             model=unique,
             revision="1",
             dimensions=8,
@@ -446,7 +453,7 @@ def test_without_the_cache_vectors_are_computed_in_time(
     with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
         for name, fault in faults.items():
             with implementation("embeddings")(
-                f"valkey://127.0.0.1:{proxy.port}",
+                server.login_url(proxy.port),
                 model=unique,
                 revision=name,
                 dimensions=8,

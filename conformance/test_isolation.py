@@ -95,9 +95,9 @@ def test_no_workload_changes_what_another_reads(
     with target.connect(deadline_s=30) as client:
         for make_key in (built, bare):
             machine = interference_machine(contract, client, make_key)
-            run_state_machine_as_test(machine, settings=against_a_server(max_examples=20, steps=25))
+            run_state_machine_as_test(machine, settings=against_a_server(max_examples=14, steps=25))
     evidence.record(keys_built=commands)
-    ensure(commands > 500, f"the state machines hardly ran: {commands} keys built")
+    ensure(commands > 300, f"the state machines hardly ran: {commands} keys built")
 
 
 @clause("ISO-03")

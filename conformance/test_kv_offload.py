@@ -48,7 +48,7 @@ def test_blocks_come_back_bit_by_bit(
     """
     server = servers.scaled(maxmemory_bytes=256 * MIB)
     compared = 0
-    with open_store(implementation, server.url) as store:
+    with open_store(implementation, server.login_url()) as store:
 
         @against_a_server(max_examples=60)
         @given(
@@ -103,7 +103,7 @@ def test_a_hole_ends_the_usable_prefix(
     blocks = [rng.randbytes(4096) for _ in range(length)]
     keys = [("prefix", number) for number in range(length)]
     keyspace = Keyspace(PREFIX)
-    with server.connect() as client, open_store(implementation, server.url) as store:
+    with server.connect() as client, open_store(implementation, server.login_url()) as store:
         for hole in range(length):
             outcomes = store.store_many(zip(keys, blocks, strict=True))
             check(all(o.ok for o in outcomes), expected="all blocks are stored", observed=f"{outcomes}")
@@ -142,7 +142,7 @@ def test_a_block_that_went_after_lookup_is_a_miss(
     server = servers.scaled()
     keyspace = Keyspace(PREFIX)
     keys = [("lookup", number) for number in range(20)]
-    with server.connect() as client, open_store(implementation, server.url) as store:
+    with server.connect() as client, open_store(implementation, server.login_url()) as store:
         stored, never = keys[::2], keys[1::2]
         store.store_many((key, rng.randbytes(2000)) for key in stored)
         found = [outcome.status is Status.HIT for outcome in store.exists_many(keys)]
@@ -188,7 +188,7 @@ def test_a_damaged_block_is_a_miss_and_is_counted(
     }
     with (
         FaultProxy(upstream=("127.0.0.1", server.port)) as proxy,
-        open_store(implementation, f"valkey://127.0.0.1:{proxy.port}") as store,
+        open_store(implementation, server.login_url(proxy.port)) as store,
     ):
         store.store_many(blocks.items())
         healthy = load_all(store, blocks)
@@ -270,7 +270,7 @@ def test_a_block_is_seen_whole_or_not_at_all(
     sizes = {"whole": 50_000, "in chunks": 300_000}
     with (
         FaultProxy(upstream=("127.0.0.1", server.port)) as proxy,
-        open_store(implementation, server.url, chunk_bytes=64 * 1024) as reader,
+        open_store(implementation, server.login_url(), chunk_bytes=64 * 1024) as reader,
     ):
         for how, size in sizes.items():
             for first in (True, False):
@@ -283,7 +283,7 @@ def test_a_block_is_seen_whole_or_not_at_all(
                     with (
                         open_store(
                             implementation,
-                            f"valkey://127.0.0.1:{proxy.port}",
+                            server.login_url(proxy.port),
                             chunk_bytes=64 * 1024,
                             deadline_s=0.25,
                         ) as writer,
@@ -337,7 +337,7 @@ def test_every_acknowledged_block_is_there_with_its_ttl(
     ttl_s = workload.ttl_s
     keyspace = Keyspace(PREFIX)
     keys = [("count", number) for number in range(200)]
-    with server.connect() as client, open_store(implementation, server.url, ttl_s=ttl_s) as store:
+    with server.connect() as client, open_store(implementation, server.login_url(), ttl_s=ttl_s) as store:
         outcomes = store.store_many((key, rng.randbytes(rng.randrange(100, 5000))) for key in keys)
         acknowledged = [keyspace.key(*k) for k, o in zip(keys, outcomes, strict=True) if o.ok]
         there = {bytes(name) for name in client.scan_iter(count=1000)}

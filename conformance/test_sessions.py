@@ -59,8 +59,8 @@ def test_turns_come_back_in_order_and_exactly_once(
     retried = [0] * writers
     errors: list[BaseException] = []
     with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
-        url = f"valkey://127.0.0.1:{proxy.port}"
-        with implementation("sessions")(server.url, deadline_s=10) as direct:
+        url = server.login_url(proxy.port)
+        with implementation("sessions")(server.login_url(), deadline_s=10) as direct:
             handle = direct.create("shared")
 
         def write(writer: int) -> None:
@@ -79,7 +79,7 @@ def test_turns_come_back_in_order_and_exactly_once(
                 thread.join(120)
     if errors:
         raise errors[0]
-    with implementation("sessions")(server.url, deadline_s=10) as direct:
+    with implementation("sessions")(server.login_url(), deadline_s=10) as direct:
         turns = direct.read(handle)
     contents = [turn.content for turn in turns]
     wanted = {b"%d:%d" % (writer, number) for writer in range(writers) for number in range(each)}
@@ -202,7 +202,7 @@ def test_deleting_a_session_deletes_only_it(
         implementation("sessions")(client, ttl_s=600, deadline_s=20) as sessions,
     ):
 
-        @against_a_server(max_examples=30)
+        @against_a_server(max_examples=12)
         @given(
             shuffled=st.permutations(siblings),
             more=st.lists(

@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ID",
         help="run only this mutant or good system (repeatable)",
     )
-    selftest.add_argument("--jobs", type=int, default=2, metavar="N", help="systems at once (default: 2)")
+    selftest.add_argument("--jobs", type=int, default=3, metavar="N", help="systems at once (default: 3)")
     selftest.add_argument(
         "--report-dir", default="reports", metavar="DIR", help="where the matrix goes (default: reports)"
     )

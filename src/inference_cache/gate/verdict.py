@@ -183,7 +183,7 @@ def _join(clause: Clause, results: Sequence[SpecResult], selected: bool, unready
         measurements={name: value for r in results for name, value in r.measurements.items()},
         plots=tuple(plot for r in results for plot in r.plots),
         specs=tuple(r.spec for r in results),
-        proven_on=", ".join(dict.fromkeys(r.proven_on for r in results if r.proven_on)),
+        proven_on="; ".join(dict.fromkeys(r.proven_on for r in results if r.proven_on)),
     )
 
 
