@@ -244,7 +244,8 @@ class TestStartThatFails:
 
 def test_wrapper_is_told_where_a_shipped_server_lies(make: Make, tmp_path: Path) -> None:
     """So that the README's wrapper works on a machine without a server of its own."""
-    server = make(wrapper(tmp_path / "wrapper", 'exec "$VALKEY_SERVER" "$@" --maxmemory-policy allkeys-random'))
+    body = 'exec "$VALKEY_SERVER" "$@" --maxmemory-policy allkeys-random'
+    server = make(wrapper(tmp_path / "wrapper", body))
     server.start()
     with server.connect() as client:
         assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "allkeys-random"}
