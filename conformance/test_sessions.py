@@ -404,6 +404,8 @@ def test_concurrent_updates_lose_nothing(
                     while True:
                         state = sessions.get_state(handle)
                         value = int(state.value or b"0") + 1
+                        # As long as others take to come between the look and the change.
+                        time.sleep(0.001)
                         try:
                             sessions.compare_and_set(handle, b"%d" % value, state.version)
                             break

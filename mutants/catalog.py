@@ -517,7 +517,7 @@ GOOD_SYSTEMS: tuple[GoodSystem, ...] = (
     GoodSystem(
         id="G-PROXY", title="on a unix socket, behind the identity proxy", faults=({"fault": "Identity"},)
     ),
-    GoodSystem(id="G-20MS", title="20 ms away", faults=({"fault": "Latency", "seconds": 0.02},)),
+    GoodSystem(id="G-20MS", title="20 ms away", faults=({"fault": "Latency", "seconds": 0.02},), workers=4),
     GoodSystem(id="G-SAFE", title="the safe contract: volatile-lru", contract='extends = "adr_0023_safe"\n'),
     GoodSystem(id="G-AUTH", title="with a password", contract="[instance]\nauth = true\n"),
 )

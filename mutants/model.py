@@ -48,6 +48,8 @@ class System:
     """Adapters that stand in for the shipped ones, as ``--implementation`` takes them."""
     protocol: str = "2"
     """RESP version that the suite speaks to it."""
+    workers: int = 0
+    """Specs to run at once, where waiting takes most of the time; 0 for one process."""
     environment: str = ""
     """Name of a context manager in :mod:`mutants.environments`."""
 

@@ -59,7 +59,7 @@ class Judgment:
 
 
 def judge_system(
-    system: System, *, clauses: Sequence[str] = (), workers: int = 0, stop: threading.Event | None = None
+    system: System, *, clauses: Sequence[str] = (), stop: threading.Event | None = None
 ) -> Judgment:
     """Judge a mutant by its own clause, a good system by all, or either by the clauses given.
 
@@ -85,7 +85,7 @@ def judge_system(
         options += [f"--clause={clause}" for clause in chosen]
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "inference_cache", "gate", "--workers", str(workers)),
+                *(sys.executable, "-m", "inference_cache", "gate", "--workers", str(system.workers)),
                 *("--report-dir", str(folder / "reports"), *options),
             ],
             env=_environment(liveness),

@@ -6,7 +6,7 @@ import itertools
 from typing import Any
 
 from inference_cache.connection import Client, connect
-from inference_cache.errors import CacheError, SessionLost
+from inference_cache.errors import CacheError, SessionConflict, SessionLost
 from inference_cache.sessions import SessionHandle, SessionId, SessionKeys, SessionStore, Target, Turn
 from mutants.liveness import note_adapter
 
@@ -61,10 +61,15 @@ class LastWriterWins(SessionStore):
     def compare_and_set(
         self, session: Target, new: bytes, expected_version: int, *, idempotency_key: str | None = None
     ) -> int:
-        current = self.get_state(session).version
-        if current != expected_version:
-            note_adapter("LastWriterWins")
-        return super().compare_and_set(session, new, current, idempotency_key=idempotency_key)
+        while True:
+            current = self.get_state(session).version
+            try:
+                version = super().compare_and_set(session, new, current, idempotency_key=idempotency_key)
+            except SessionConflict:
+                continue
+            if current != expected_version:
+                note_adapter("LastWriterWins")
+            return version
 
 
 class NoHashTag(SessionStore):

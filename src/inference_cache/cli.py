@@ -42,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ContractError, UsageError, MissingExtra) as error:
         print(f"inference-cache: {error}", file=sys.stderr)
         return ExitCode.USAGE
+    except BrokenPipeError:
+        # Whoever read our output has gone (``| head``): there is nobody left to tell, also not at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.BROKEN
     except InferenceCacheError as error:
         print(f"inference-cache: {error}", file=sys.stderr)
         return ExitCode.BROKEN
