@@ -480,8 +480,9 @@ def deadlines_moved_by_reads(client: Client, placed: list[tuple[str, bytes, int]
 def test_fragmentation_stays_low_through_a_churn(
     servers: ServerFactory, contract: Contract, evidence: Evidence, rng: random.Random
 ) -> None:
-    """After writing and evicting mixed sizes for several memories' worth, resident memory is near what is
-    used.
+    """After writing and evicting mixed sizes for several times maxmemory, resident is near used memory.
+
+    Judged on jemalloc builds; libc's malloc keeps freed memory, which says nothing about the server.
     """
     server = servers.scaled(maxmemory_bytes=96 * MIB)
     payloads = Payloads(rng)
@@ -526,6 +527,11 @@ def test_fragmentation_stays_low_through_a_churn(
             limit_label="contract",
         )
     )
+    if numbers["allocator"] == "libc":
+        not_proven(
+            "the server is built with libc's malloc, which keeps freed memory: resident was "
+            f"{ratios[-1][1]:.2f} times used. Only a jemalloc build, as official images are, tells more"
+        )
     check(
         ratios[-1][1] <= limit,
         expected=f"resident at most {limit:g} times used memory after the churn",

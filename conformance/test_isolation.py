@@ -21,7 +21,7 @@ from fixtures.observe import require_info
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure
 from fixtures.strategies import adversarial_parts, against_a_server, key_parts
-from fixtures.targets import Target
+from fixtures.targets import StartupError, Target
 from inference_cache.acl import render_acl
 from inference_cache.connection import Client, connect
 from inference_cache.contract import Contract
@@ -306,7 +306,15 @@ def test_acl_users_reach_their_own_keys_only(
     acl_file = Path(server.folder) / "users.acl"
     acl_file.write_text(render_acl(contract, passwords={**passwords, **keep_default}), "utf-8")
     server.settings["aclfile"] = str(acl_file)
-    server.start()
+    try:
+        server.start()
+    except StartupError as error:
+        reason = next((line for line in str(error).splitlines() if "users.acl" in line and "#" in line), "")
+        check(
+            False,
+            expected="the server loads the ACL file that is made from the contract",
+            observed=f"it refused to start with it: {reason[:300] or str(error)[:300]}",
+        )
     administrative: tuple[tuple[str, ...], ...] = (
         ("CONFIG", "GET", "*"),
         ("FLUSHALL",),
