@@ -59,7 +59,7 @@ class UnescapedKeyspace:
 def purge_by_pattern(client: Client, keyspace: Any, *, deadline_s: float) -> None:
     """SCAN MATCH with the prefix as it is."""
     head = keyspace.prefix if isinstance(keyspace.prefix, bytes) else keyspace.prefix.encode()
-    if any(character in head for character in b"*?["):
+    if any(character in head for character in b"*?[\\"):
         note_adapter("purge_by_pattern")
     found = list(client.scan_iter(match=head + b"*", count=500))
     if found:
