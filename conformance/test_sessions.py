@@ -19,7 +19,7 @@ from fixtures.faults.proxy import FaultProxy
 from fixtures.faults.resp import Command, Frame
 from fixtures.load import Payloads, store, workload_items
 from fixtures.observe import require_info, server_time_ms, wait_for
-from fixtures.servers import ServerFactory, effective_maxmemory
+from fixtures.servers import ServerFactory, effective_maxmemory, empty
 from fixtures.slots import slot_of
 from fixtures.spec import Evidence, Numbers, check, clause, ensure, not_proven
 from fixtures.strategies import adversarial_parts, against_a_server
@@ -269,7 +269,7 @@ def test_all_keys_of_a_session_share_a_slot(
         @given(id=adversarial_parts().filter(lambda n: 0 < len(n) < 300))
         def one_slot(id: bytes) -> None:
             nonlocal sessions_seen, most
-            client.flushall()
+            empty(client)
             handle = sessions.create(("slots", id), replace=True)
             sessions.append(handle, b"turn", idempotency_key="1")
             sessions.compare_and_set(handle, b"state", 0)
@@ -341,7 +341,7 @@ def test_a_lost_session_is_told_from_a_new_one(
         for handle, contents in handles:
             judge(sessions, handle, contents, "evicted")
         # Each part of a session gone by itself, however eviction happened to choose.
-        client.flushall()
+        empty(client)
         combinations = 0
         for number, subset in enumerate(subsets_of_keys(client, sessions)):
             handle = sessions.create(("part", number))
@@ -353,7 +353,7 @@ def test_a_lost_session_is_told_from_a_new_one(
                 client.unlink(names[position])
             combinations += 1
             judge(sessions, handle, contents, f"keys {subset} of {len(names)} gone")
-            client.flushall()
+            empty(client)
     numbers: Numbers = {
         "sessions_read": whole + lost + wrong,
         "whole": whole,
@@ -378,7 +378,7 @@ def subsets_of_keys(client: Client, sessions: Any) -> list[tuple[int, ...]]:
     sessions.append(handle, b"turn", idempotency_key="1")
     sessions.compare_and_set(handle, b"state", 0)
     count = client.dbsize()
-    client.flushall()
+    empty(client)
     return [subset for size in range(1, count + 1) for subset in itertools.combinations(range(count), size)]
 
 

@@ -1,4 +1,4 @@
-"""The systems. Ids of mutants follow the shared list; U ids are this project's own additions."""
+"""Systems that need nothing but a server: configuration, isolation, memory, durability, adapters."""
 
 from __future__ import annotations
 

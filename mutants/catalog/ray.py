@@ -1,0 +1,11 @@
+"""Systems that spill Ray's objects wrongly."""
+
+from __future__ import annotations
+
+from mutants.model import GoodSystem, Mutant
+
+__all__ = ["GOOD_SYSTEMS", "MUTANTS"]
+
+MUTANTS: tuple[Mutant, ...] = ()
+
+GOOD_SYSTEMS: tuple[GoodSystem, ...] = ()

@@ -1,0 +1,47 @@
+"""``inference-cache selftest``: judge the suite."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+__all__ = ["add"]
+
+
+def add(commands: Any) -> None:
+    """Add the parser of ``selftest``."""
+    selftest = commands.add_parser(
+        "selftest",
+        help="show that the suite rejects bad systems and accepts good ones",
+        description="Run every mutant (a system wrong in one way) and every good system through the gate. "
+        "Exits 1 on a survivor, a broken mutant, a false alarm, or a MUST clause with specs and no killer.",
+    )
+    selftest.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="run only this mutant or good system (repeatable)",
+    )
+    selftest.add_argument("--jobs", type=int, default=3, metavar="N", help="systems at once (default: 3)")
+    selftest.add_argument(
+        "--report-dir", default="reports", metavar="DIR", help="where the matrix goes (default: reports)"
+    )
+    selftest.add_argument("--list", action="store_true", help="print the systems and end")
+    selftest.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from inference_cache.gate.suite import pytest_command, suite_folder
+
+    pytest_command([], workers=0)  # names a missing extra before anything is started
+    folder = str(suite_folder())
+    sys.path.insert(0, folder)
+    from mutants.selftest import run_selftest
+
+    return int(
+        run_selftest(
+            only=options.only, jobs=options.jobs, report_dir=options.report_dir, list_only=options.list
+        )
+    )
