@@ -35,6 +35,7 @@ from fixtures.spec import Evidence, Numbers, check, clause, ensure, not_proven
 from fixtures.strategies import against_a_server
 from fixtures.targets import Target
 from fixtures.vectors import DTYPES, bits, matrix_of_bits, vectors_for
+from inference_cache.contract import Contract
 
 Implementation = Callable[[str], Any]
 
@@ -49,7 +50,7 @@ def unique(rng: random.Random) -> str:
 
 @clause("EMB-01", needs={"write"})
 def test_vectors_come_back_bit_by_bit(
-    target: Target, implementation: Implementation, unique: str, evidence: Evidence
+    target: Target, contract: Contract, implementation: Implementation, unique: str, evidence: Evidence
 ) -> None:
     """Any bit pattern of any dtype, NaN payloads, -0.0 and subnormals among them, is read as it was
     computed.
@@ -59,21 +60,28 @@ def test_vectors_come_back_bit_by_bit(
         for dtype in DTYPES:
             caches = [
                 implementation("embeddings")(
-                    client, model=unique, revision="1", dimensions=64, dtype=dtype, ttl_s=600, deadline_s=20
+                    client,
+                    model=unique,
+                    revision="1",
+                    dimensions=64,
+                    dtype=dtype,
+                    keyspace=target.namespace.keyspace(contract.workloads["embeddings"]),
+                    ttl_s=600,
+                    deadline_s=20,
                 )
                 for _ in range(2)
             ]
 
-            compared += compare_bits(dtype, caches)
+            compared += compare_bits(dtype, caches, target.examples(25))
     evidence.record(vectors_compared=compared, dtypes=", ".join(DTYPES))
 
 
-def compare_bits(dtype: str, caches: list[Any]) -> int:
+def compare_bits(dtype: str, caches: list[Any], examples: int) -> int:
     """Compute through one cache and read through another, for any bits. Returns how many were compared."""
     compared = 0
     numbers = itertools.count()
 
-    @against_a_server(max_examples=25)
+    @against_a_server(max_examples=examples)
     @given(data=st.binary(min_size=64 * 4 * 3, max_size=64 * 4 * 3))
     def compare(data: bytes) -> None:
         nonlocal compared
@@ -177,7 +185,7 @@ def test_keys_tell_everything_that_changes_a_vector(
 @pytest.mark.cost_s(4)
 @clause("EMB-03", needs={"write"})
 def test_a_new_text_is_computed_once_in_a_process(
-    target: Target, implementation: Implementation, unique: str, evidence: Evidence
+    target: Target, contract: Contract, implementation: Implementation, unique: str, evidence: Evidence
 ) -> None:
     """Sixteen threads that want the same new text at once get it from one computation."""
     computed: list[str] = []
@@ -189,7 +197,14 @@ def test_a_new_text_is_computed_once_in_a_process(
 
     with target.connect(deadline_s=30) as client:
         cache = implementation("embeddings")(
-            client, model=unique, revision="1", dimensions=16, dtype="float32", ttl_s=600, deadline_s=10
+            client,
+            model=unique,
+            revision="1",
+            dimensions=16,
+            dtype="float32",
+            keyspace=target.namespace.keyspace(contract.workloads["embeddings"]),
+            ttl_s=600,
+            deadline_s=10,
         )
         barrier = threading.Barrier(16)
         results: list[bytes] = []

@@ -390,7 +390,7 @@ def test_ttls_are_kept(target: Target, contract: Contract, evidence: Evidence, r
     """However a TTL is set, the key is there before its deadline, gone after it, and a read does not move
     it.
     """
-    namespace = f"emb:conformance:{rng.randbytes(8).hex()}:"
+    namespace = f"{target.namespace.prefix(contract.workloads['embeddings'])}{rng.randbytes(4).hex()}:"
     ways: dict[str, Callable[[Any, bytes, int, int], object]] = {
         "SET PX": lambda c, k, ttl, at: c.set(k, b"v", px=ttl),
         "SET EX": lambda c, k, ttl, at: c.set(k, b"v", ex=-(-ttl // 1000)),

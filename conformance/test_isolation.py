@@ -81,23 +81,25 @@ def test_no_workload_changes_what_another_reads(
     """
     run = rng.randbytes(6).hex()
     commands = 0
+    prefixes = {w.prefix: target.namespace.prefix(w) for w in contract.workloads.values()}
 
     def built(prefix: str, name: bytes) -> bytes:
         nonlocal commands
         commands += 1
-        return bytes(make_keyspace(prefix).key("conformance", run, name))
+        return bytes(make_keyspace(prefixes[prefix]).key(run, name))
 
     def bare(prefix: str, name: bytes) -> bytes:
         nonlocal commands
         commands += 1
-        return f"{prefix}conformance:{run}:".encode() + name
+        return f"{prefixes[prefix]}{run}:".encode() + name
 
     with target.connect(deadline_s=30) as client:
         for make_key in (built, bare):
             machine = interference_machine(contract, client, make_key)
-            run_state_machine_as_test(machine, settings=against_a_server(max_examples=14, steps=25))
+            examples = target.examples(14)
+            run_state_machine_as_test(machine, settings=against_a_server(max_examples=examples, steps=25))
     evidence.record(keys_built=commands)
-    ensure(commands > 300, f"the state machines hardly ran: {commands} keys built")
+    ensure(commands > 100, f"the state machines hardly ran: {commands} keys built")
 
 
 @clause("ISO-03")
@@ -152,9 +154,9 @@ def test_key_building_is_injective(make_keyspace: MakeKeyspace, evidence: Eviden
 
 
 @pytest.mark.cost_s(3)
-@clause("ISO-04", needs={"write"})
+@clause("ISO-04", needs={"write", "config"})
 def test_purge_removes_all_of_its_scope_and_nothing_else(
-    target: Target,
+    servers: ServerFactory,
     contract: Contract,
     make_keyspace: MakeKeyspace,
     purge: Callable[..., Any],
@@ -163,11 +165,15 @@ def test_purge_removes_all_of_its_scope_and_nothing_else(
 ) -> None:
     """For any names, also those full of glob characters: the scope is empty afterwards, and every other
     key is there.
+
+    On a server of its own: each purge walks all keys, which nobody's live server should be asked for dozens
+    of times.
     """
+    server = servers.scaled()
     run = rng.randbytes(6).hex()
     workloads = list(contract.workloads.values())
     purged = 0
-    with target.connect(deadline_s=30) as client:
+    with server.connect(deadline_s=30) as client:
         # The shared beginning of siblings: a pattern that is not quoted reaches into them.
         siblings = [b"a", b"ab", b"a*", b"a?", b"[ab]", b"a:b", b"\\a", b"b"]
 
@@ -388,24 +394,22 @@ def test_no_key_lies_outside_the_declared_prefixes(
 ) -> None:
     """A bounded walk over the keys finds none without an owner; foreign families are named and sized."""
     budget = 200_000
-    prefixes = [w.prefix.encode() for w in contract.workloads.values()]
+    prefixes = tuple(w.prefix.encode() for w in contract.workloads.values())
     foreign: Counter[bytes] = Counter()
     bytes_of: Counter[bytes] = Counter()
-    walked, cursor, complete = 0, 0, False
+    walked, complete = 0, True
     with target.connect(deadline_s=30) as client:
         total = int(client.dbsize())
-        while walked < budget:
-            cursor, names = client.scan(cursor=cursor, count=1000)
-            walked += len(names)
-            for name in names:
-                if not any(name.startswith(prefix) for prefix in prefixes):
-                    family = name.split(b":")[0][:40]
-                    foreign[family] += 1
-                    if foreign[family] <= 20:
-                        bytes_of[family] += int(client.memory_usage(name) or 0)
-            if cursor == 0:
-                complete = True
+        for name in client.scan_iter(count=1000):
+            if walked == budget:
+                complete = False
                 break
+            walked += 1
+            if not name.startswith(prefixes):
+                family = name.split(b":")[0][:40]
+                foreign[family] += 1
+                if foreign[family] <= 20:
+                    bytes_of[family] += int(client.memory_usage(name) or 0)
     # Rule of three: none among n sampled keys bounds their part below 3/n with 95 % confidence.
     bound = 0.0 if complete else 3 / max(walked, 1)
     families = ", ".join(

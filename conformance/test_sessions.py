@@ -189,7 +189,7 @@ def test_no_key_outlives_its_session(
 
 @clause("SES-03", needs={"write"})
 def test_deleting_a_session_deletes_only_it(
-    target: Target, implementation: Implementation, rng: random.Random, evidence: Evidence
+    target: Target, contract: Contract, implementation: Implementation, rng: random.Random, evidence: Evidence
 ) -> None:
     """For ids full of glob characters, separators and anything else: the one is gone, all others are as
     before.
@@ -199,10 +199,15 @@ def test_deleting_a_session_deletes_only_it(
     siblings = [b"a", b"ab", b"a*", b"*", b"?", b"[ab]", b"a:b", b"{a}", b"a:turns", b"\\a"]
     with (
         target.connect(deadline_s=30) as client,
-        implementation("sessions")(client, ttl_s=600, deadline_s=20) as sessions,
+        implementation("sessions")(
+            client,
+            keyspace=target.namespace.keyspace(contract.workloads["sessions"]),
+            ttl_s=600,
+            deadline_s=20,
+        ) as sessions,
     ):
 
-        @against_a_server(max_examples=12)
+        @against_a_server(max_examples=target.examples(12))
         @given(
             shuffled=st.permutations(siblings),
             more=st.lists(
@@ -384,11 +389,12 @@ def subsets_of_keys(client: Client, sessions: Any) -> list[tuple[int, ...]]:
 
 @clause("SES-06", needs={"write"})
 def test_concurrent_updates_lose_nothing(
-    target: Target, implementation: Implementation, rng: random.Random, evidence: Evidence
+    target: Target, contract: Contract, implementation: Implementation, rng: random.Random, evidence: Evidence
 ) -> None:
     """Eight clients count up one state by compare-and-set, and append: no increment and no turn is lost."""
     clients, each = 8, 15
-    id = ("conformance", rng.randbytes(6).hex())
+    keyspace = target.namespace.keyspace(contract.workloads["sessions"])
+    id = ("updates", rng.randbytes(6).hex())
     conflicts = [0] * clients
     errors: list[BaseException] = []
     barrier = threading.Barrier(clients)
@@ -397,7 +403,7 @@ def test_concurrent_updates_lose_nothing(
         try:
             with (
                 target.connect(deadline_s=30) as client,
-                implementation("sessions")(client, ttl_s=600, deadline_s=20) as sessions,
+                implementation("sessions")(client, keyspace=keyspace, ttl_s=600, deadline_s=20) as sessions,
             ):
                 barrier.wait(30)
                 for step in range(each):
@@ -417,7 +423,7 @@ def test_concurrent_updates_lose_nothing(
 
     with (
         target.connect(deadline_s=30) as client,
-        implementation("sessions")(client, ttl_s=600, deadline_s=20) as sessions,
+        implementation("sessions")(client, keyspace=keyspace, ttl_s=600, deadline_s=20) as sessions,
     ):
         handle = sessions.create(id)
         threads = [threading.Thread(target=count_up, args=(n, handle), daemon=True) for n in range(clients)]

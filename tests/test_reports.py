@@ -33,13 +33,16 @@ from inference_cache.gate._digest import abbreviate
 from inference_cache.gate._quantity import duration, nice_ticks, quantity, short, split_unit
 from inference_cache.gate._svg import plot_svg
 from inference_cache.gate.findings import Finding, Plot, Series
+from inference_cache.gate.github import workflow_commands
 from inference_cache.gate.outcomes import ExitCode, Outcome, Verdict
 from inference_cache.gate.redact import MASK, publishable, redact_config, redact_text
+from inference_cache.gate.report_badge import to_badge_json, to_badge_svg
 from inference_cache.gate.report_html import to_html
 from inference_cache.gate.report_json import dumps, schema, to_json
 from inference_cache.gate.report_junit import to_junit
 from inference_cache.gate.report_markdown import to_markdown
 from inference_cache.gate.report_metrics import to_metrics
+from inference_cache.gate.report_sarif import to_sarif
 from inference_cache.gate.reports import write_reports
 from inference_cache.gate.summary import render_summary
 from inference_cache.gate.verdict import ClauseResult, RunResult
@@ -51,6 +54,10 @@ WRITERS: dict[str, Callable[[RunResult], str]] = {
     "report.md": to_markdown,
     "report.html": to_html,
     "metrics.prom": to_metrics,
+    "report.sarif": to_sarif,
+    "badge.json": to_badge_json,
+    "badge.svg": to_badge_svg,
+    "annotations": lambda run: "\n".join(workflow_commands(run)),
     "summary": lambda run: render_summary(run, width=100, color=True),
 }
 KINDS: tuple[Literal["line", "bar"], ...] = ("line", "bar")
@@ -526,7 +533,10 @@ class TestWriting:
         """Into a directory that it makes, and nothing else is left there."""
         directory = tmp_path / "deep" / "reports"
         paths = write_reports(RUN, directory)
-        assert list(paths) == ["report.json", "junit.xml", "report.md", "report.html", "metrics.prom"]
+        assert list(paths) == [
+            *("report.json", "junit.xml", "report.md", "report.html"),
+            *("report.sarif", "metrics.prom", "badge.json", "badge.svg"),
+        ]
         assert sorted(directory.iterdir()) == sorted(paths.values())
         assert all(path.stat().st_size for path in paths.values())
 

@@ -9,6 +9,7 @@
     │   ├── InvalidText               a text to embed is empty, too long, or no text
     │   └── InvalidVectors            vectors of another count, shape, dtype or layout than declared
     ├── MissingExtra (ImportError)    an optional dependency is not installed; names the extra
+    ├── UnsafeServer                  its configuration may lose what exists nowhere else
     ├── BlobError                     the only copy of a value was not delivered
     │   ├── BlobLost                  it is not there, or not all of it
     │   └── BlobCorrupt               what is there is not what was stored; carries the damage
@@ -74,6 +75,7 @@ __all__ = [
     "SessionUncertain",
     "SessionUnknown",
     "Unreachable",
+    "UnsafeServer",
     "UsageError",
     "WriteRefused",
 ]
@@ -191,6 +193,10 @@ class SessionUncertain(SessionError):
 
 class SessionCorrupt(SessionError):
     """What is stored under the session's keys is not what was written there."""
+
+
+class UnsafeServer(InferenceCacheError):
+    """The server works, but as it is configured it may lose what exists nowhere else."""
 
 
 class BlobError(InferenceCacheError):

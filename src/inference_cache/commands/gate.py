@@ -48,7 +48,7 @@ def _run(options: argparse.Namespace) -> int:
             words += [f"{option.flag}={item}" for item in value]
         elif value is True:
             words.append(option.flag)
-        elif value not in (None, False):
+        elif value is not None and value is not False:  # 0 is a value
             words.append(f"{option.flag}={value}")
     workers = options.workers
     if workers is None:

@@ -170,6 +170,12 @@ class ClusterClient(Client):
                     raise
                 return self._topology.current().execute_command(*args, **options)
 
+    def ask_primaries(self, *args: Any) -> dict[str, Any]:
+        """The same command to each primary, one by one within one deadline; replies by host and port."""
+        with call(self._plan, name_of(args[0]), self.deadline_s):
+            nodes = self._topology.current().get_primaries()
+            return {node.name: self.execute_command(*args, target_nodes=node) for node in nodes}
+
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> ClusterPipeline:
         return ClusterPipeline(self, transaction=transaction)
 

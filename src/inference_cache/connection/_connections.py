@@ -15,6 +15,7 @@ import valkey.exceptions as vke
 from valkey.connection import AbstractConnection, BlockingConnectionPool
 
 from inference_cache.connection._deadlines import deadline, remaining_s
+from inference_cache.connection._errors import HandshakeTimeout
 from inference_cache.connection._plan import Plan
 from inference_cache.connection._retry import pause_before_retry_s
 from inference_cache.connection._sockets import DeadlineSocket, open_tcp, open_unix
@@ -79,9 +80,12 @@ class Connection(AbstractConnection):
             if self._plan.tls is not None:
                 left_s = remaining_s()
                 sock.settimeout(None if left_s is None else max(left_s, 0.001))
-                sock = self._plan.tls.wrap_socket(
-                    sock, server_hostname=self._plan.tls_server_name or self.host
-                )
+                try:
+                    sock = self._plan.tls.wrap_socket(
+                        sock, server_hostname=self._plan.tls_server_name or self.host
+                    )
+                except TimeoutError as error:
+                    raise HandshakeTimeout(str(error)) from error
             return DeadlineSocket(sock, self.socket_timeout)
         except BaseException:
             sock.close()

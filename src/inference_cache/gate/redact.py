@@ -12,6 +12,7 @@ from dataclasses import replace
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from inference_cache.connection import redact_url
+from inference_cache.gate.difference import ClauseChange, Difference, FactChange
 from inference_cache.gate.findings import Finding, Plot, Scalar
 from inference_cache.gate.verdict import AcceptedRisk, ClauseResult, RunResult, TargetInfo
 
@@ -70,6 +71,7 @@ def publishable(run: RunResult, secrets: Iterable[str] = ()) -> RunResult:
             )
             for risk in run.accepted_risks
         ),
+        difference=None if run.difference is None else _difference(run.difference, hide),
     )
 
 
@@ -136,6 +138,29 @@ def _clause(result: ClauseResult, hide: _Hide) -> ClauseResult:
         plots=tuple(_plot(plot, hide) for plot in result.plots),
         specs=hide.texts(result.specs),
         proven_on=hide.text(result.proven_on),
+    )
+
+
+def _difference(difference: Difference, hide: _Hide) -> Difference:
+    """The earlier report came from a file: it may hold what this run knows to be secret."""
+    return Difference(
+        since=hide.text(difference.since),
+        verdict_before=hide.text(difference.verdict_before),
+        clauses=tuple(
+            ClauseChange(
+                clause=hide.text(change.clause),
+                before=hide.text(change.before),
+                after=change.after,
+                reason=hide.text(change.reason),
+            )
+            for change in difference.clauses
+        ),
+        facts=tuple(
+            FactChange(name=hide.text(fact.name), before=hide.text(fact.before), after=hide.text(fact.after))
+            for fact in difference.facts
+        ),
+        still_failed=difference.still_failed,
+        compared=difference.compared,
     )
 
 

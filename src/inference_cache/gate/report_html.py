@@ -84,6 +84,7 @@ def _context(run: RunResult) -> Mapping[str, Any]:
         "run": run,
         "counts": run.counts,
         "headline": _digest.headline(run),
+        "since": _digest.since(run.difference) if run.difference else "",
         "tone": _TONES[run.verdict],
         "css": _CSS,
         "outcomes": list(reversed(Outcome)),

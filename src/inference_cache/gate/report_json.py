@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
+from inference_cache.gate.difference import Difference
 from inference_cache.gate.findings import Finding, Plot, Scalar
 from inference_cache.gate.redact import publishable
 from inference_cache.gate.verdict import AcceptedRisk, ClauseResult, RunResult, TargetInfo
 
 __all__ = ["SCHEMA_VERSION", "dumps", "schema", "to_json"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added ``difference``."""
 
 
 def to_json(run: RunResult) -> dict[str, Any]:
@@ -35,6 +37,8 @@ def to_json(run: RunResult) -> dict[str, Any]:
         "version": run.version,
         "counts": run.counts,
         "accepted_risks": [_risk(risk) for risk in run.accepted_risks],
+        "difference": None if run.difference is None else _difference(run.difference),
+        "audit": _scalars(run.audit),
         "clauses": [_clause(result) for result in run.clauses],
     }
 
@@ -71,6 +75,28 @@ def _risk(risk: AcceptedRisk) -> dict[str, str]:
         "statement": risk.statement,
         "bound": risk.bound,
         "accepted_by": risk.accepted_by,
+    }
+
+
+def _difference(difference: Difference) -> dict[str, Any]:
+    return {
+        "since": difference.since,
+        "verdict_before": difference.verdict_before,
+        "compared": difference.compared,
+        "still_failed": list(difference.still_failed),
+        "clauses": [
+            {
+                "id": change.clause,
+                "kind": change.kind,
+                "before": change.before,
+                "after": change.after,
+                "reason": change.reason,
+            }
+            for change in difference.clauses
+        ],
+        "facts": [
+            {"name": fact.name, "before": fact.before, "after": fact.after} for fact in difference.facts
+        ],
     }
 
 

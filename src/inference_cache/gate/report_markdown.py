@@ -32,6 +32,8 @@ def to_markdown(run: RunResult) -> str:
         _head(run),
         _risks(run),
         _counts(run),
+        _audit(run),
+        _difference(run),
         _findings(run),
         _errors(run),
         _waived(run),
@@ -100,6 +102,47 @@ def _counts(run: RunResult) -> Iterator[str]:
     counts = run.counts
     marked = [f"{_MARKS[outcome]} {counts[outcome.label]} {outcome.label}" for outcome in reversed(Outcome)]
     yield f"{', '.join(marked)}: {counts['total']} clauses."
+
+
+def _audit(run: RunResult) -> Iterator[str]:
+    if not run.audit:
+        return
+    yield "## What the run did to the live server"
+    yield ""
+    yield from _table(
+        ("", ""),
+        ((_escape(name.replace("_", " ")), _escape(str(value))) for name, value in run.audit.items()),
+    )
+
+
+def _difference(run: RunResult) -> Iterator[str]:
+    difference = run.difference
+    if difference is None:
+        return
+    yield f"## Since {_escape(difference.since)}"
+    yield ""
+    yield f"{_escape(_digest.since(difference))}"
+    if difference.clauses:
+        yield ""
+        yield from _table(
+            ("Clause", "Now", "Before", "Reason"),
+            (
+                (
+                    _escape(change.clause),
+                    _escape(change.kind),
+                    _escape(change.before),
+                    _escape(change.reason),
+                )
+                for changes in difference.by_kind().values()
+                for change in changes
+            ),
+        )
+    if difference.facts:
+        yield ""
+        yield from _table(
+            ("Changed", "Before", "Now"),
+            ((_escape(fact.name), _escape(fact.before), _escape(fact.after)) for fact in difference.facts),
+        )
 
 
 def _findings(run: RunResult) -> Iterator[str]:

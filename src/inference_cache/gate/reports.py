@@ -8,7 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from inference_cache.errors import UsageError
-from inference_cache.gate import report_html, report_json, report_junit, report_markdown, report_metrics
+from inference_cache.gate import (
+    report_badge,
+    report_html,
+    report_json,
+    report_junit,
+    report_markdown,
+    report_metrics,
+    report_sarif,
+)
 from inference_cache.gate.redact import publishable
 from inference_cache.gate.verdict import RunResult
 
@@ -19,7 +27,10 @@ _RENDERERS = {
     "junit.xml": report_junit.to_junit,
     "report.md": report_markdown.to_markdown,
     "report.html": report_html.to_html,
+    "report.sarif": report_sarif.to_sarif,
     "metrics.prom": report_metrics.to_metrics,
+    "badge.json": report_badge.to_badge_json,
+    "badge.svg": report_badge.to_badge_svg,
 }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from inference_cache.gate import _digest
-from inference_cache.gate._quantity import duration
+from inference_cache.gate._quantity import duration, quantity
 from inference_cache.gate.findings import Finding
 from inference_cache.gate.outcomes import Outcome, Verdict
 from inference_cache.gate.redact import publishable
@@ -27,6 +27,8 @@ _OUTCOME_COLORS = {
 }
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _SCREEN = 24
+_FACTS = 6
+"""Changes of server, settings and contract that fit a screen."""
 
 
 def render_summary(
@@ -46,7 +48,7 @@ class _Screen:
         self._color = color
 
     def lines(self, reports: Path | None) -> Iterator[str]:
-        head, risks = list(self._head()), list(self._risks())
+        head, risks = [*self._head(), *self._audit(), *self._difference()], list(self._risks())
         tail = [f"reports  {reports}"] if reports is not None else []
         yield from head
         for result, finding in _digest.findings(self._run):
@@ -76,6 +78,36 @@ class _Screen:
             for o in reversed(Outcome)
         ]
         yield f"clauses  {', '.join(shown)}; {counts['total']} in all"
+
+    def _audit(self) -> Iterator[str]:
+        audit = self._run.audit
+        if audit:
+            yield self._cut(
+                f"own keys {audit['keys_written']} written, at most "
+                f"{quantity('peak_bytes', audit['peak_bytes_held'])} at once, {audit['keys_left']} left"
+            )
+            yield self._cut(
+                f"others'  {audit['foreign_keys_sampled']} keys looked at before and after, "
+                f"{audit['foreign_keys_unchanged']} unchanged"
+            )
+
+    def _difference(self) -> Iterator[str]:
+        difference = self._run.difference
+        if difference is None:
+            return
+        yield ""
+        yield self._paint(f"since {_plain(difference.since)} ({_plain(difference.verdict_before)})", _BOLD)
+        for kind, changes in difference.by_kind().items():
+            ids = _digest.abbreviate(change.clause for change in changes)
+            worse = changes[0].after in (Outcome.FAILED.label, Outcome.ERROR.label)
+            # Clauses that got worse are what the comparison is for: they are never cut.
+            yield from self._wrap(f"  {kind:<17} ", ids) if worse else [self._cut(f"  {kind:<17} {ids}")]
+        if not difference.clauses:
+            yield self._cut(f"  no clause of {difference.compared} has another outcome")
+        for fact in difference.facts[:_FACTS]:
+            yield self._cut(f"  {fact.name}: {fact.before}, now {fact.after}")
+        if len(difference.facts) > _FACTS:
+            yield f"  and {len(difference.facts) - _FACTS} more changes, in the report"
 
     def _finding(self, result: ClauseResult, finding: Finding) -> Iterator[str]:
         decides = _digest.decides(self._run, result)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from inference_cache.contract import Clause, Contract, Level
+from inference_cache.gate.difference import Difference
 from inference_cache.gate.findings import Finding, Plot, Scalar, SpecResult
 from inference_cache.gate.outcomes import ExitCode, Outcome, Verdict
 
@@ -75,6 +76,10 @@ class RunResult:
     """Version of this package."""
     clauses: Sequence[ClauseResult]
     accepted_risks: Sequence[AcceptedRisk] = ()
+    audit: Mapping[str, Scalar] = field(default_factory=dict)
+    """Of a live server: what the run did to it, and what changed there meanwhile."""
+    difference: Difference | None = None
+    """What changed since an earlier run, where one was given."""
 
     @property
     def counts(self) -> dict[str, int]:
@@ -119,6 +124,7 @@ def judge(
     duration_s: float,
     version: str,
     broken: str | None = None,
+    audit: Mapping[str, Scalar] | None = None,
     unready: Mapping[str, str] | None = None,
 ) -> RunResult:
     """Join spec results into one outcome per clause and decide the verdict.
@@ -154,6 +160,7 @@ def judge(
         version=version,
         clauses=clauses,
         accepted_risks=accepted_risks(contract),
+        audit=audit or {},
     )
 
 
