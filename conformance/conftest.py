@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import tempfile
@@ -12,9 +13,10 @@ from typing import Any
 import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from fixtures.restart import LiveRestart, restart_live
 from fixtures.run_state import EVIDENCE, SESSION, option
 from fixtures.servers import ServerFactory
-from fixtures.spec import Evidence
+from fixtures.spec import Evidence, not_proven
 from fixtures.targets import Target
 from inference_cache.contract import Contract
 
@@ -55,6 +57,28 @@ def servers(target: Target, evidence: Evidence) -> Iterator[ServerFactory]:
     """Disposable servers of the target's make; all are gone when the spec ends."""
     with ServerFactory(target, evidence) as factory:
         yield factory
+
+
+@pytest.fixture(scope="session")
+def live_restart(
+    target: Target, contract: Contract, pytestconfig: pytest.Config
+) -> Callable[[], LiveRestart]:
+    """The one restart of the live server, made when it is first asked for; not proven without consent."""
+
+    @functools.cache
+    def restarted() -> LiveRestart:
+        seed = f"{option(pytestconfig, 'seed')}:restart"
+        return restart_live(target, contract, random.Random(seed))
+
+    def consented() -> LiveRestart:
+        if not target.disruption:
+            not_proven(
+                "needs a restart of the live server itself, which its operator allows with "
+                f"--consent-disruption {target.address.partition('://')[2]}"
+            )
+        return restarted()
+
+    return consented
 
 
 @pytest.fixture(scope="session")

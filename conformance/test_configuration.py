@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import random
+import signal
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import pytest
 
 from fixtures.observe import (
     answers_at,
@@ -12,10 +17,16 @@ from fixtures.observe import (
     settled_config,
     wait_for,
 )
+from fixtures.restart import LiveRestart
 from fixtures.servers import ServerFactory
-from fixtures.spec import Evidence, Numbers, check, clause
+from fixtures.spec import Evidence, Numbers, check, clause, ensure, not_proven
 from fixtures.targets import DISAGREEMENT, Target
+from fixtures.targets.memory_limit import OUT_OF_MEMORY_CODE
+from inference_cache.connection import Client
 from inference_cache.contract import Contract, Workload, format_size, may_evict
+from inference_cache.errors import CacheUnavailable
+
+MIB = 1024 * 1024
 
 PLACE = frozenset({"port", "unixsocket", "pidfile", "logfile"})
 """Settings that say where a process is, which whoever starts it may choose anew."""
@@ -45,6 +56,71 @@ def test_maxmemory_leaves_headroom(target: Target, contract: Contract, evidence:
         observed=f"maxmemory is {format_size(maxmemory)}, {maxmemory / limit:.0%} of the limit",
         evidence=numbers,
     )
+
+
+@clause("CFG-01", needs={"fill", "crash", "host"})
+@pytest.mark.cost_s(10)
+def test_the_memory_limit_is_survived(
+    target: Target, servers: ServerFactory, contract: Contract, evidence: Evidence
+) -> None:
+    """Full, and with a quarter of the headroom overwritten while a snapshot is taken, the server is not
+    killed by its memory limit and the snapshot succeeds.
+    """
+    with target.connect() as client:
+        maxmemory = int(require_config(client, "maxmemory"))
+    if maxmemory == 0:
+        not_proven("maxmemory is 0: nothing is to be kept under the limit")
+    limit = 192 * MIB
+    scaled = int(limit * maxmemory / contract.instance.memory_limit_bytes)
+    server = servers.limited(maxmemory_bytes=scaled, memory_limit_bytes=limit)
+    value = b"x" * (512 * 1024)
+    churn = max(0, limit - scaled) // 4
+    numbers: Numbers = {
+        "maxmemory_bytes": scaled,
+        "memory_limit_bytes": limit,
+        "overwritten_during_snapshot_bytes": churn,
+    }
+    doing = "being filled"
+    try:
+        with server.connect(deadline_s=30) as client:
+            keys = scaled * 5 // 4 // len(value)
+            for number in range(keys):
+                client.set(b"emb:limit:%d" % number, value)
+                # Headroom for a snapshot is judged below, with as much overwritten as is said there.
+                if number % 8 == 0:
+                    wait_for(partial(_no_fork, client), what="a rewrite of the AOF to end", deadline_s=60)
+            doing = "taking a snapshot"
+            client.execute_command("BGSAVE", "SCHEDULE")
+            for number in range(keys - 1, keys - 1 - churn // len(value), -1):
+                client.set(b"emb:limit:%d" % number, value)
+            wait_for(partial(_no_fork, client), what="the snapshot to end", deadline_s=60)
+            info = require_info(client, "persistence", "memory")
+    except CacheUnavailable:
+        code = server.wait_exit(deadline_s=10)
+        ensure(code is not None, "the server went silent and did not end")
+        numbers["exit_code"] = OUT_OF_MEMORY_CODE if code == -signal.SIGKILL else code
+        check(
+            False,
+            expected=f"a server with maxmemory {format_size(scaled)} that stays under {format_size(limit)}",
+            observed=f"it was killed while {doing} (exit code {numbers['exit_code']})",
+            evidence=numbers,
+        )
+    numbers |= {
+        "used_memory_rss_bytes": int(info["used_memory_rss"]),
+        "snapshot_copied_bytes": int(info.get("rdb_last_cow_size", "0")),
+    }
+    evidence.record(**numbers)
+    check(
+        info["rdb_last_bgsave_status"] == "ok",
+        expected="the snapshot succeeds under the memory limit",
+        observed=f"rdb_last_bgsave_status {info['rdb_last_bgsave_status']}: its process was killed",
+        evidence=numbers,
+    )
+
+
+def _no_fork(client: Client) -> bool:
+    info = require_info(client, "persistence")
+    return info["rdb_bgsave_in_progress"] == info["aof_rewrite_in_progress"] == "0"
 
 
 @clause("CFG-02", needs={"read"})
@@ -240,7 +316,7 @@ def test_no_retired_cache_answers(target: Target, contract: Contract, evidence: 
         )
 
 
-@clause("CFG-08", needs={"read", "restart"}, twin=False)
+@clause("CFG-08", needs={"read", "restart"}, only=("embedded", "container"))
 def test_configuration_survives_a_restart(servers: ServerFactory, evidence: Evidence) -> None:
     """Whatever CONFIG GET says now is what the next start loads."""
     server = servers.scaled()
@@ -249,6 +325,20 @@ def test_configuration_survives_a_restart(servers: ServerFactory, evidence: Evid
     server.restart()
     with server.connect() as client:
         after = settled_config(client)
+    judge_configurations(before, after, evidence)
+
+
+@clause("CFG-08", needs={"write"}, only=("live",))
+def test_configuration_of_the_live_server_survives_its_restart(
+    live_restart: Callable[[], LiveRestart], evidence: Evidence
+) -> None:
+    """With its operator's consent: what CONFIG GET says now is what the live server is started with again."""
+    seen = live_restart()
+    judge_configurations(seen.config_before, seen.config_after, evidence)
+
+
+def judge_configurations(before: Mapping[str, str], after: Mapping[str, str], evidence: Evidence) -> None:
+    """Before and after a restart they are the same, but for where the server is."""
     changed = {
         name: (before.get(name, "(absent)"), after.get(name, "(absent)"))
         for name in sorted((before.keys() | after.keys()) - PLACE)

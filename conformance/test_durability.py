@@ -16,6 +16,7 @@ from fixtures.disk import SmallDisk, small_disk
 from fixtures.ledger import Audit, Ledger
 from fixtures.load import Item, Payloads, evictable_workloads, present, read_back, store, workload_items
 from fixtures.observe import require_config, require_info, server_time_ms, wait_for
+from fixtures.restart import LiveRestart
 from fixtures.servers import ServerFactory, effective_maxmemory
 from fixtures.spec import Evidence, Numbers, check, clause, not_proven
 from fixtures.targets import EmbeddedServer, StartupError
@@ -60,6 +61,33 @@ def test_everything_is_back_after_a_graceful_restart(
             f"{len(moved)} with another deadline; first: {first!r}",
             evidence=numbers,
         )
+
+
+@clause("DUR-01", needs={"write"}, only=("live",))
+def test_the_live_server_comes_back_with_everything(
+    live_restart: Callable[[], LiveRestart], evidence: Evidence
+) -> None:
+    """With its operator's consent the live server is shut down; whoever runs it starts it again, on the same
+    volume: every key of this run is back with its value and its absolute deadline.
+    """
+    seen = live_restart()
+    lost = [name for name in seen.keys_before if name not in seen.keys_after]
+    changed = [name for name, was in seen.keys_before.items() if seen.keys_after.get(name, was) != was]
+    numbers: Numbers = {
+        "keys_written": len(seen.keys_before),
+        "lost": len(lost),
+        "changed": len(changed),
+        "away_s": round(seen.away_s, 2),
+    }
+    evidence.record(**numbers)
+    check(
+        bool(seen.keys_before) and not lost and not changed,
+        expected="every key, value and absolute deadline as before the restart",
+        observed=f"of {len(seen.keys_before)} keys {len(lost)} are lost and {len(changed)} changed",
+        evidence=numbers,
+        remedy="Check that the volume outlives the process: `dir` on the PersistentVolumeClaim, and "
+        "`appendonly yes` in the configuration that is loaded at the start.",
+    )
 
 
 @pytest.mark.cost_s(9)

@@ -1,4 +1,4 @@
-"""Surroundings that are wrong: what else is there beside the server."""
+"""Surroundings: what else is there beside the server, and servers that were there before."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from fixtures import topologies
+from fixtures.targets.configuration import server_settings
+from inference_cache.contract import load
 from mutants.liveness import note
 
 __all__ = ["ENVIRONMENTS"]
 
 Environment = Callable[[Path], AbstractContextManager[dict[str, str]]]
-"""Takes the liveness file, gives values for ``{name}`` in the system's contract."""
+"""Takes the liveness file, gives values for ``{name}`` in the system's contract.
+
+A value named ``url`` is that of a live server to judge, in the place of one that the gate starts.
+"""
 
 
 @contextmanager
@@ -44,4 +50,61 @@ def retired_cache(liveness: Path) -> Iterator[dict[str, str]]:
             thread.join()
 
 
-ENVIRONMENTS: dict[str, Environment] = {"retired_cache": retired_cache}
+def as_decided() -> dict[str, str]:
+    """Settings of a server that keeps the shipped contract."""
+    return server_settings(load(None))
+
+
+@contextmanager
+def live_replication(liveness: Path) -> Iterator[dict[str, str]]:
+    with topologies.replication(as_decided()) as pair:
+        yield {"url": pair.primary.url}
+
+
+@contextmanager
+def live_sentinels(liveness: Path) -> Iterator[dict[str, str]]:
+    with topologies.sentinels(as_decided(), count=3) as watched:
+        yield {"url": watched.url}
+
+
+@contextmanager
+def live_cluster(liveness: Path) -> Iterator[dict[str, str]]:
+    with topologies.cluster(as_decided()) as whole:
+        yield {"url": whole.url}
+
+
+@contextmanager
+def live_least_privilege(liveness: Path) -> Iterator[dict[str, str]]:
+    with topologies.least_privilege(as_decided()) as limited:
+        yield {"url": limited.url}
+
+
+@contextmanager
+def live_socket(liveness: Path) -> Iterator[dict[str, str]]:
+    with topologies.socket_only(as_decided()) as server:
+        yield {"url": server.url}
+
+
+@contextmanager
+def live_tls(liveness: Path) -> Iterator[dict[str, str]]:
+    with (
+        topologies.Authority() as authority,
+        topologies.socket_only(as_decided()) as server,
+        topologies.tls_front(server, authority, client_certificates=True) as front,
+    ):
+        chain, key = authority.issue("client", "client.example")
+        yield {"url": front.url(tls_cert_file=chain, tls_key_file=key)}
+
+
+ENVIRONMENTS: dict[str, Environment] = {
+    environment.__name__: environment
+    for environment in (
+        retired_cache,
+        live_replication,
+        live_sentinels,
+        live_cluster,
+        live_least_privilege,
+        live_socket,
+        live_tls,
+    )
+}

@@ -112,6 +112,23 @@ def acl_for_every_key(arguments: list[str], folder: Path, server: str) -> int:
     return changed
 
 
+def acl_for_every_command(arguments: list[str], folder: Path, server: str) -> int:
+    path = argument(arguments, "aclfile")
+    if not path:
+        return 0
+    rules, changed = re.subn(r" -@all ", " +@all ", Path(path).read_text("utf-8"))
+    Path(path).write_text(rules, "utf-8")
+    return changed
+
+
+def plain_port_beside(arguments: list[str], folder: Path, server: str) -> int:
+    """A server that others reach over TLS only listens on a port of its own as well."""
+    if argument(arguments, "port") != "0":
+        return 0
+    arguments += ["--port", str(reserve_port())]
+    return 1
+
+
 def foreign_keys(arguments: list[str], folder: Path, server: str) -> int:
     """An empty server gets keys of nobody's prefix before anybody else sees it."""
     if any(Path(argument(arguments, "dir")).iterdir()):
@@ -158,7 +175,9 @@ HOOKS: dict[str, Hook] = {
         cut_log_at_damage,
         forget_log_of_unfinished_save,
         append_only_at_run_time,
+        acl_for_every_command,
         acl_for_every_key,
         foreign_keys,
+        plain_port_beside,
     )
 }

@@ -24,6 +24,7 @@ class Way(StrEnum):
     LIFECYCLE = "L"
     CONTRACT = "K"
     ENVIRONMENT = "E"
+    SUITE = "suite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,8 @@ class System:
     """Specs to run at once, where waiting takes most of the time; 0 for one process."""
     environment: str = ""
     """Name of a context manager in :mod:`mutants.environments`."""
+    suite_checks: Sequence[str] = ()
+    """Names of checks in :mod:`mutants.suite`: the suite itself is what is judged, and not a server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +63,9 @@ class Mutant(System):
 
     way: Way
     clause: str
+    """A clause id; where the suite itself is wrong, also what it must keep beside the clauses."""
+    patch: str = ""
+    """Name of a change in :mod:`mutants.suite_patches`."""
     incident: str = ""
     """Where this has happened, in a line."""
 

@@ -24,6 +24,7 @@ from inference_cache.gate.suite import suite_environment
 from mutants.environments import ENVIRONMENTS
 from mutants.liveness import read_liveness
 from mutants.model import GoodSystem, Mutant, System, Way
+from mutants.suite import SUITE_CHECKS, Gate
 
 __all__ = ["Judgment", "Standing", "judge_system"]
 
@@ -69,11 +70,17 @@ def judge_system(
     with tempfile.TemporaryDirectory(prefix="inference-cache-selftest-") as name, ExitStack() as stack:
         folder = Path(name)
         liveness = folder / "liveness.json"
+        if system.suite_checks:
+            return _judge_suite(system, folder, liveness, began)
         values = {"folder": str(folder / "beside")}
         (folder / "beside").mkdir()
         if system.environment:
             values |= stack.enter_context(ENVIRONMENTS[system.environment](liveness))
-        options = ["--valkey", str(_executable(system, folder, liveness, values))]
+        if "url" in values:
+            # What a twin shows does not depend on how its original is reached.
+            options = ["--url", values["url"], "--no-twin"]
+        else:
+            options = ["--valkey", str(_executable(system, folder, liveness, values))]
         if system.contract:
             contract = folder / "contract.toml"
             contract.write_text(system.contract.format_map(values), "utf-8")
@@ -109,6 +116,31 @@ def judge_system(
         standing=standing,
         detail=detail,
         outcomes={c["id"]: c["outcome"] for c in report["clauses"] if c["selected"]},
+        acted=acted,
+        duration_s=round(time.monotonic() - began, 1),
+    )
+
+
+def _judge_suite(system: System, folder: Path, liveness: Path, began: float) -> Judgment:
+    """Have the suite checked itself, as it is or patched."""
+    patch = system.patch if isinstance(system, Mutant) else ""
+    complaints = []
+    for name in system.suite_checks:
+        (folder / name).mkdir()
+        gate = Gate(folder=folder / name, environment=_environment(liveness), patch=patch)
+        complaints += SUITE_CHECKS[name](gate)
+    acted = sum(read_liveness(liveness).values())
+    if isinstance(system, GoodSystem):
+        standing = Standing.FALSE_ALARM if complaints else Standing.ACCEPTED
+    elif not acted:
+        standing = Standing.BROKEN
+    else:
+        standing = Standing.KILLED if complaints else Standing.SURVIVED
+    return Judgment(
+        system=system,
+        standing=standing,
+        detail="; ".join(complaints) or "no complaint",
+        outcomes={},
         acted=acted,
         duration_s=round(time.monotonic() - began, 1),
     )
@@ -152,7 +184,9 @@ def _executable(system: System, folder: Path, liveness: Path, values: dict[str, 
 
 
 def _environment(liveness: Path) -> dict[str, str]:
-    return {**suite_environment(), LIVENESS_ENV: str(liveness)}
+    # The runs of mutants are no runs of the job: GitHub must not be told of their violations.
+    kept = {name: value for name, value in suite_environment().items() if not name.startswith("GITHUB_")}
+    return {**kept, LIVENESS_ENV: str(liveness)}
 
 
 def _acted(system: System, report: dict[str, Any], liveness: Path, values: dict[str, str]) -> int:

@@ -493,9 +493,11 @@ class TestTwin:
         assert run.code == 1, run.output
 
     def test_place_of_the_live_server_is_not_the_twins_to_prove(self, tmp_path: Path) -> None:
-        run = self.judge(tmp_path, "CFG-08")
-        assert run.code == 5, run.output
-        assert "own place" in run.clause("CFG-08")["reason"]
+        """Where the twin persists says nothing about where the live server does."""
+        run = self.judge(tmp_path, "CFG-03")
+        assert run.code == 0, run.output
+        assert run.clause("CFG-03")["proven_on"] == "live"
+        assert "own place" in run.clause("CFG-03")["reason"]
 
     def test_settings_are_replayed_and_place_is_not(self) -> None:
         with live_server(hz="50", appendonly="no", databases="3") as server, server.connect() as client:
@@ -530,3 +532,89 @@ class TestTwin:
         assert _nearest("8.0.2", lambda: versions) == Path("/a")
         with pytest.raises(NoTwin, match="--valkey PATH"):
             _nearest("7.2.4", lambda: versions)
+
+
+class Supervisor:
+    """Starts a server again whenever it ends, as whoever runs a live one does; ``before`` acts in between."""
+
+    def __init__(self, server: EmbeddedServer, before: Callable[[], None] = lambda: None) -> None:
+        self._server = server
+        self._before = before
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.restarts = 0
+
+    def __enter__(self) -> Supervisor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(30)
+
+    def _watch(self) -> None:
+        while not self._stop.is_set():
+            if self._server.wait_exit(deadline_s=0.1) is not None:
+                self._before()
+                self._server.start()
+                self.restarts += 1
+
+
+class TestConsent:
+    def test_consented_restart_proves_what_no_twin_can(self, tmp_path: Path) -> None:
+        """The live server goes down once, comes back with everything, and the audit does not complain."""
+        with live_server() as server, Supervisor(server) as supervisor:
+            run = run_gate(
+                tmp_path / "run",
+                *("--url", server.url, "--no-twin", "--consent-disruption", f"127.0.0.1:{server.port}"),
+                *("--clause", "DUR-01", "--clause", "CFG-08"),
+            )
+        assert run.code == 0, run.output
+        assert supervisor.restarts == 1
+        assert {run.clause(c)["outcome"] for c in ("DUR-01", "CFG-08")} == {"passed"}
+        assert run.report["audit"]["run_id_unchanged"] is False
+        assert run.report["audit"]["keys_left"] == 0
+
+    def test_ephemeral_volume_and_runtime_setting_are_rejected(self, tmp_path: Path) -> None:
+        """What only the live server's own place can tell: its data is gone and its setting with it."""
+        with live_server(appendonly="no") as server:
+            with server.connect() as client:
+                client.config_set("hz", 42)
+
+            def lose_the_volume() -> None:
+                for file in server.data_dir.iterdir():
+                    file.unlink()
+
+            with Supervisor(server, lose_the_volume):
+                run = run_gate(
+                    tmp_path / "run",
+                    *("--url", server.url, "--no-twin", "--consent-disruption", f"127.0.0.1:{server.port}"),
+                    *("--clause", "DUR-01", "--clause", "CFG-08", "--strict"),
+                )
+        assert run.code == 1, run.output
+        assert "100 are lost" in run.finding("DUR-01")["observed"]
+        assert "hz" in run.finding("CFG-08")["observed"]
+
+    def test_without_consent_nothing_is_shut_down(self, tmp_path: Path) -> None:
+        with live_server() as server:
+            run = run_gate(tmp_path / "run", "--url", server.url, "--no-twin", "--clause", "CFG-08")
+            assert server.running
+        assert run.code == 5, run.output
+        assert f"--consent-disruption 127.0.0.1:{server.port}" in run.clause("CFG-08")["reason"]
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            ("--url", "valkey://127.0.0.1:1", "--consent-disruption", "127.0.0.1:2"),
+            ("--url", "valkey://127.0.0.1:1", "--consent-disruption", "yes"),
+            ("--url", "valkey+sentinel://127.0.0.1:1/main", "--consent-disruption", "127.0.0.1:1"),
+            ("--consent-disruption", "127.0.0.1:1"),
+        ],
+    )
+    def test_consent_that_does_not_name_the_target_is_exit_2(
+        self, tmp_path: Path, options: tuple[str, ...]
+    ) -> None:
+        """Before anything is connected to, and the message says what to write."""
+        run = run_gate(tmp_path / "run", *options, "--clause", "CFG-08")
+        assert run.code == 2, run.output
+        assert "--consent-disruption" in run.output

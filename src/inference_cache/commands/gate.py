@@ -51,6 +51,8 @@ def _run(options: argparse.Namespace) -> int:
         elif value is not None and value is not False:  # 0 is a value
             words.append(f"{option.flag}={value}")
     workers = options.workers
+    if options.consent_disruption is not None:
+        workers = 0  # nobody else may be at work on the server while it restarts
     if workers is None:
         # Starting workers costs more than running one or two clauses beside each other saves.
         workers = 0 if len(selected) <= 2 else usable_cpus() + 1

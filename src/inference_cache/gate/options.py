@@ -18,7 +18,11 @@ IMPLEMENTATIONS: Mapping[str, str] = {
     "embeddings": "inference_cache.embeddings:EmbeddingCache",
     "sessions": "inference_cache.sessions:SessionStore",
     "blobs": "inference_cache.blobs:BlobStore",
+    "kv_offload": "inference_cache.kv_offload:BlockTier",
+    "kv_config": "inference_cache.kv_offload:kv_cache_config",
+    "reports": "inference_cache.gate.reports:write_reports",
     "sample": "inference_cache.plan:sample_server",
+    "exporter": "inference_cache.exporter:Exporter",
     "dashboards": "dashboards.generate:files",
     "alert_rules": "alerts.generate:files",
     "ray_spill": "inference_cache.ray_spill:SpillStorage",
@@ -80,6 +84,15 @@ OPTIONS: Sequence[Option] = (
             "action": "store_true",
             "default": False,
             "help": "make no twin of a live server: what would harm it is not proven then",
+        },
+    ),
+    Option(
+        flag="--consent-disruption",
+        settings={
+            "metavar": "HOST:PORT",
+            "default": None,
+            "help": "the live server of that address, which must be the one of --url, may be shut down once, "
+            "to see that whoever runs it starts it again with everything on it",
         },
     ),
     Option(

@@ -71,6 +71,7 @@ def publishable(run: RunResult, secrets: Iterable[str] = ()) -> RunResult:
             )
             for risk in run.accepted_risks
         ),
+        audit=hide.scalars(run.audit),
         difference=None if run.difference is None else _difference(run.difference, hide),
     )
 

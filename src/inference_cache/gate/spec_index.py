@@ -10,11 +10,15 @@ from pathlib import Path
 __all__ = ["spec_docs", "spec_index"]
 
 
-def spec_index(conformance: Path) -> dict[str, list[str]]:
-    """Spec names (``file::test``) by clause id, for every ``@clause("ID", ...)`` under the folder."""
+def spec_index(conformance: Path, *, kind: str = "") -> dict[str, list[str]]:
+    """Spec names (``file::test``) by clause id, for every ``@clause("ID", ...)`` under the folder.
+
+    With ``kind`` those that are for targets of that kind; a clause that has none of them is left out.
+    """
     index: dict[str, list[str]] = {}
     for spec in _specs(conformance):
-        index.setdefault(spec.clause_id, []).append(spec.name)
+        if not kind or not spec.only or kind in spec.only:
+            index.setdefault(spec.clause_id, []).append(spec.name)
     return index
 
 
@@ -28,6 +32,8 @@ class _Spec:
     clause_id: str
     name: str
     doc: str
+    only: tuple[str, ...]
+    """Kinds of targets that it is for; empty for all."""
 
 
 def _specs(conformance: Path) -> Iterator[_Spec]:
@@ -37,8 +43,16 @@ def _specs(conformance: Path) -> Iterator[_Spec]:
                 continue
             for decorator in node.decorator_list:
                 match decorator:
-                    case ast.Call(func=ast.Name(id="clause"), args=[ast.Constant(value=str(clause_id)), *_]):
-                        doc = ast.get_docstring(node) or ""
-                        yield _Spec(clause_id=clause_id, name=f"{path.name}::{node.name}", doc=doc)
+                    case ast.Call(
+                        func=ast.Name(id="clause"),
+                        args=[ast.Constant(value=str(clause_id)), *_],
+                        keywords=keywords,
+                    ):
+                        yield _Spec(
+                            clause_id=clause_id,
+                            name=f"{path.name}::{node.name}",
+                            doc=ast.get_docstring(node) or "",
+                            only=next((ast.literal_eval(k.value) for k in keywords if k.arg == "only"), ()),
+                        )
                     case _:
                         continue
