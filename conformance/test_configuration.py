@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 
 import pytest
@@ -20,11 +21,12 @@ from fixtures.observe import (
 from fixtures.restart import LiveRestart
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure, not_proven
-from fixtures.targets import DISAGREEMENT, Target
+from fixtures.targets import DISAGREEMENT, ManifestTarget, Target
 from fixtures.targets.memory_limit import OUT_OF_MEMORY_CODE
 from inference_cache.connection import Client
 from inference_cache.contract import Contract, Workload, format_size, may_evict
-from inference_cache.errors import CacheUnavailable
+from inference_cache.errors import CacheUnavailable, ServerFull
+from inference_cache.manifests import violations
 
 MIB = 1024 * 1024
 
@@ -39,10 +41,10 @@ def test_maxmemory_leaves_headroom(target: Target, contract: Contract, evidence:
     """maxmemory is set, and at most the contract's part of the memory limit."""
     with target.connect() as client:
         maxmemory = int(require_config(client, "maxmemory"))
-    limit = contract.instance.memory_limit_bytes
+    limit, limit_source = target.memory_limit_bytes
     allowed = int(limit * contract.instance.headroom_ratio)
     numbers: Numbers = {"maxmemory_bytes": maxmemory, "memory_limit_bytes": limit, "allowed_bytes": allowed}
-    evidence.record(**numbers, memory_limit_source="contract")
+    evidence.record(**numbers, memory_limit_source=limit_source)
     check(
         maxmemory > 0,
         expected=f"maxmemory between 1 byte and {format_size(allowed)}",
@@ -85,14 +87,17 @@ def test_the_memory_limit_is_survived(
         with server.connect(deadline_s=30) as client:
             keys = scaled * 5 // 4 // len(value)
             for number in range(keys):
-                client.set(b"emb:limit:%d" % number, value)
+                # Where nothing may be evicted, full is full.
+                with suppress(ServerFull):
+                    client.set(b"emb:limit:%d" % number, value, ex=3600)
                 # Headroom for a snapshot is judged below, with as much overwritten as is said there.
                 if number % 8 == 0:
                     wait_for(partial(_no_fork, client), what="a rewrite of the AOF to end", deadline_s=60)
             doing = "taking a snapshot"
             client.execute_command("BGSAVE", "SCHEDULE")
             for number in range(keys - 1, keys - 1 - churn // len(value), -1):
-                client.set(b"emb:limit:%d" % number, value)
+                with suppress(ServerFull):
+                    client.set(b"emb:limit:%d" % number, value, ex=3600)
             wait_for(partial(_no_fork, client), what="the snapshot to end", deadline_s=60)
             info = require_info(client, "persistence", "memory")
     except CacheUnavailable:
@@ -121,6 +126,38 @@ def test_the_memory_limit_is_survived(
 def _no_fork(client: Client) -> bool:
     info = require_info(client, "persistence")
     return info["rdb_bgsave_in_progress"] == info["aof_rewrite_in_progress"] == "0"
+
+
+@clause("CFG-01", needs={"read"}, only=("manifest",))
+def test_manifests_leave_headroom(target: Target, contract: Contract, evidence: Evidence) -> None:
+    """The manifests set a memory limit, and a maxmemory that leaves headroom below it."""
+    judge_manifests("CFG-01", target, contract, evidence)
+
+
+@clause("CFG-02", needs={"read"}, only=("manifest",))
+def test_manifests_set_the_contracts_policy(target: Target, contract: Contract, evidence: Evidence) -> None:
+    """The manifests set maxmemory-policy to what the contract says."""
+    judge_manifests("CFG-02", target, contract, evidence)
+
+
+@clause("CFG-03", needs={"read"}, only=("manifest",))
+def test_manifests_persist_to_a_volume(target: Target, contract: Contract, evidence: Evidence) -> None:
+    """The manifests turn persistence on, and what is written lies on a volume that outlives the pod."""
+    judge_manifests("CFG-03", target, contract, evidence)
+
+
+def judge_manifests(clause_id: str, target: Target, contract: Contract, evidence: Evidence) -> None:
+    """Hold what the manifests themselves say about one clause against the contract."""
+    assert isinstance(target, ManifestTarget)
+    broken = [finding for clause, finding in violations(target.instance, contract) if clause == clause_id]
+    evidence.record(workload=target.instance.name, violations=len(broken))
+    check(
+        not broken,
+        expected="; ".join(finding.expected for finding in broken),
+        observed="; ".join(finding.observed for finding in broken),
+        evidence={name: value for finding in broken for name, value in finding.evidence.items()},
+        remedy=" ".join(finding.remedy for finding in broken),
+    )
 
 
 @clause("CFG-02", needs={"read"})
@@ -316,7 +353,7 @@ def test_no_retired_cache_answers(target: Target, contract: Contract, evidence: 
         )
 
 
-@clause("CFG-08", needs={"read", "restart"}, only=("embedded", "container"))
+@clause("CFG-08", needs={"read", "restart"}, only=("embedded", "container", "manifest"))
 def test_configuration_survives_a_restart(servers: ServerFactory, evidence: Evidence) -> None:
     """Whatever CONFIG GET says now is what the next start loads."""
     server = servers.scaled()

@@ -16,7 +16,7 @@ from fixtures.nested_gate import run_gate
 from fixtures.observe import answers_at, require_info
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, not_proven
-from fixtures.targets import DISAGREEMENT, Target
+from fixtures.targets import DISAGREEMENT, ManifestTarget, Target
 from fixtures.targets.base import read_config
 from inference_cache.acl import render_acl
 from inference_cache.connection import Client, ClusterClient, connect, parse_url
@@ -51,6 +51,22 @@ def test_declared_authentication_holds(target: Target, contract: Contract, evide
             observed=f"its reach is declared as {instance.reach}",
             evidence={"auth_declared": False, "reach": instance.reach},
         )
+
+
+@clause("SEC-01", needs={"read"}, only=("manifest",))
+def test_manifests_confine_a_server_without_auth(
+    target: Target, contract: Contract, evidence: Evidence
+) -> None:
+    """Without auth a NetworkPolicy among the manifests says who may reach the server."""
+    assert isinstance(target, ManifestTarget)
+    confined = target.instance.network_policy
+    evidence.record(auth_declared=contract.instance.auth, network_policy=confined)
+    check(
+        contract.instance.auth or confined,
+        expected="a NetworkPolicy that selects the server's pods, since the contract declares auth = false",
+        observed=f"none selects {target.instance.name}: every pod of the cluster may reach it",
+        evidence={"workload": target.instance.name, "network_policy": confined},
+    )
 
 
 @clause("SEC-02", needs={"read"})
@@ -139,7 +155,7 @@ ADMINISTRATIVE: tuple[tuple[str, ...], ...] = (
 )
 
 
-@clause("SEC-03", needs={"config"}, only=("embedded", "container"))
+@clause("SEC-03", needs={"config"}, only=("embedded", "container", "manifest"))
 def test_users_of_the_contracts_acl_run_nothing_administrative(
     servers: ServerFactory, contract: Contract, evidence: Evidence
 ) -> None:

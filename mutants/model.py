@@ -53,6 +53,8 @@ class System:
     """Specs to run at once, where waiting takes most of the time; 0 for one process."""
     environment: str = ""
     """Name of a context manager in :mod:`mutants.environments`."""
+    manifests: str = ""
+    """Name of a change in :mod:`mutants.manifests`: judged is the server that the manifests would start."""
     suite_checks: Sequence[str] = ()
     """Names of checks in :mod:`mutants.suite`: the suite itself is what is judged, and not a server."""
 

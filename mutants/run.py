@@ -22,7 +22,8 @@ from inference_cache.contract import load, parse_size
 from inference_cache.errors import MissingExtra
 from inference_cache.gate.suite import suite_environment
 from mutants.environments import ENVIRONMENTS
-from mutants.liveness import read_liveness
+from mutants.liveness import note, read_liveness
+from mutants.manifests import write_manifests
 from mutants.model import GoodSystem, Mutant, System, Way
 from mutants.suite import SUITE_CHECKS, Gate
 
@@ -76,7 +77,10 @@ def judge_system(
         (folder / "beside").mkdir()
         if system.environment:
             values |= stack.enter_context(ENVIRONMENTS[system.environment](liveness))
-        if "url" in values:
+        if system.manifests:
+            note(liveness, system.manifests, write_manifests(system.manifests, folder / "manifests"))
+            options = ["--manifest", str(folder / "manifests")]
+        elif "url" in values:
             # What a twin shows does not depend on how its original is reached.
             options = ["--url", values["url"], "--no-twin"]
         else:
@@ -193,7 +197,7 @@ def _acted(system: System, report: dict[str, Any], liveness: Path, values: dict[
     """How often the system did what makes it one: told by the server itself, or counted where it was done."""
     if isinstance(system, GoodSystem):
         return 0
-    if system.faults or system.hook or system.environment or system.implementation:
+    if system.faults or system.hook or system.environment or system.implementation or system.manifests:
         return sum(read_liveness(liveness).values())
     if isinstance(system, Mutant) and system.way is Way.CONTRACT:
         return int(report.get("contract", {}).get("sha256") not in (None, load().sha256))

@@ -25,6 +25,45 @@ MUTANTS: tuple[Mutant, ...] = (
         incident="`+@all` in the ACL of an application: its test suite called FLUSHALL on the wrong host",
     ),
     Mutant(
+        id="M08",
+        title="manifests: a memory limit equal to maxmemory",
+        way=Way.CONTRACT,
+        clause="CFG-01",
+        manifests="limit_equals_maxmemory",
+        incident="a fork for BGSAVE under writes took the pod over its limit: exit code 137, each night",
+    ),
+    Mutant(
+        id="U60",
+        title="manifests: no memory limit",
+        way=Way.CONTRACT,
+        clause="CFG-01",
+        manifests="no_memory_limit",
+        incident="limits removed to stop OOM kills: then the node's other pods were killed instead",
+    ),
+    Mutant(
+        id="U61",
+        title="manifests: the data folder lies beside the volume's mount",
+        way=Way.CONTRACT,
+        clause="CFG-03",
+        manifests="data_beside_the_mount",
+        incident="a chart changed its mount path; `dir` stayed, and every rollout began empty",
+    ),
+    Mutant(
+        id="U62",
+        title="manifests: no auth and no NetworkPolicy",
+        way=Way.CONTRACT,
+        clause="SEC-01",
+        manifests="no_network_policy",
+    ),
+    Mutant(
+        id="X08",
+        title="manifests: the community chart's default values",
+        way=Way.CONTRACT,
+        clause="CFG-01",
+        manifests="chart_defaults",
+        incident="no maxmemory, no volume, no resources: what `helm install` gives without values",
+    ),
+    Mutant(
         id="G01",
         title="the suite selects nothing and exits 0",
         way=Way.SUITE,
@@ -79,6 +118,7 @@ MUTANTS: tuple[Mutant, ...] = (
 )
 
 GOOD_SYSTEMS: tuple[GoodSystem, ...] = (
+    GoodSystem(id="G-MANIFEST", title="what the shipped manifests would start", manifests="unchanged"),
     GoodSystem(
         id="G-SUITE",
         title="the suite itself, as it is",

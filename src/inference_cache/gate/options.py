@@ -46,10 +46,29 @@ OPTIONS: Sequence[Option] = (
     Option(
         flag="--target",
         settings={
-            "choices": ("embedded", "live"),
+            "choices": ("embedded", "manifest", "container", "live"),
             "default": None,
-            "help": "what to judge: a server started here (embedded), or the one at --url (live); "
-            "default: live when --url is given, else embedded",
+            "help": "what to judge: a server started here as the contract decides (embedded) or as manifests "
+            "say (manifest), a container started here under the contract's memory limit (container), or the "
+            "server at --url (live); default: what is given, else embedded",
+        },
+    ),
+    Option(
+        flag="--manifest",
+        settings={
+            "metavar": "FILE_OR_FOLDER",
+            "default": None,
+            "help": "rendered Kubernetes manifests: judge the server that they would start, with its limit, "
+            "its volume and who may reach it",
+        },
+    ),
+    Option(
+        flag="--image",
+        settings={
+            "metavar": "IMAGE",
+            "default": None,
+            "help": "image for --target container: its command line is valkey-server's (default: "
+            "valkey/valkey:8)",
         },
     ),
     Option(
