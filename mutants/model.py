@@ -49,6 +49,10 @@ class System:
     """Adapters that stand in for the shipped ones, as ``--implementation`` takes them."""
     protocol: str = "2"
     """RESP version that the suite speaks to it."""
+    groups: Sequence[str] = ()
+    """Groups of clauses that a good system is judged by; empty for all."""
+    engines: bool = False
+    """Whether a good system is judged by the specs that start Ray, vLLM or Prometheus too."""
     workers: int = 0
     """Specs to run at once, where waiting takes most of the time; 0 for one process."""
     environment: str = ""

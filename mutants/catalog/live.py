@@ -118,7 +118,12 @@ MUTANTS: tuple[Mutant, ...] = (
 )
 
 GOOD_SYSTEMS: tuple[GoodSystem, ...] = (
-    GoodSystem(id="G-MANIFEST", title="what the shipped manifests would start", manifests="unchanged"),
+    GoodSystem(
+        id="G-MANIFEST",
+        title="what the shipped manifests would start",
+        manifests="unchanged",
+        groups=("CFG", "ISO", "MEM", "SEC"),
+    ),
     GoodSystem(
         id="G-SUITE",
         title="the suite itself, as it is",

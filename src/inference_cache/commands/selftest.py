@@ -28,6 +28,21 @@ def add(commands: Any) -> None:
     selftest.add_argument(
         "--report-dir", default="reports", metavar="DIR", help="where the matrix goes (default: reports)"
     )
+    selftest.add_argument(
+        "--quick",
+        action="store_true",
+        help="one mutant for each MUST clause, the cheapest that needs neither Ray nor vLLM nor Prometheus",
+    )
+    selftest.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out what an earlier run of the same suite in the same --report-dir has judged well",
+    )
+    selftest.add_argument(
+        "--track-record",
+        action="store_true",
+        help="print, as Markdown, the incidents that mutants were made of, and end",
+    )
     selftest.add_argument("--list", action="store_true", help="print the systems and end")
     selftest.set_defaults(run=_run)
 
@@ -38,10 +53,20 @@ def _run(options: argparse.Namespace) -> int:
     pytest_command([], workers=0)  # names a missing extra before anything is started
     folder = str(suite_folder())
     sys.path.insert(0, folder)
+    if options.track_record:
+        from mutants.matrix import track_record
+
+        print(track_record(), end="")
+        return 0
     from mutants.selftest import run_selftest
 
     return int(
         run_selftest(
-            only=options.only, jobs=options.jobs, report_dir=options.report_dir, list_only=options.list
+            only=options.only,
+            jobs=options.jobs,
+            report_dir=options.report_dir,
+            list_only=options.list,
+            quick=options.quick,
+            resume=options.resume,
         )
     )

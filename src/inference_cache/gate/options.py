@@ -167,6 +167,14 @@ OPTIONS: Sequence[Option] = (
         },
     ),
     Option(
+        flag="--no-engines",
+        settings={
+            "action": "store_true",
+            "default": False,
+            "help": "leave out the specs that start Ray, vLLM or Prometheus: a quick gate",
+        },
+    ),
+    Option(
         flag="--strict",
         settings={"action": "store_true", "default": False, "help": "SHOULD clauses decide the verdict too"},
     ),

@@ -12,6 +12,6 @@ Only what stands in the manifests is known: a setting that a start script or an 
 from __future__ import annotations
 
 from inference_cache.manifests._judge import violations
-from inference_cache.manifests._read import InstanceManifest, parse_quantity, read_manifest
+from inference_cache.manifests._read import InstanceManifest, instance_of, parse_quantity, read_manifest
 
-__all__ = ["InstanceManifest", "parse_quantity", "read_manifest", "violations"]
+__all__ = ["InstanceManifest", "instance_of", "parse_quantity", "read_manifest", "violations"]

@@ -64,7 +64,16 @@ def read_manifest(path: Path) -> InstanceManifest:
         UsageError: it cannot be read, is no YAML, or holds no server or more than one.
         MissingExtra: PyYAML is not installed.
     """
-    documents = list(_documents(path))
+    return instance_of(list(_documents(path)), str(path))
+
+
+def instance_of(documents: Sequence[Mapping[str, Any]], place: str) -> InstanceManifest:
+    """The one Valkey in documents that are already parsed, such as a Pod from the API; ``place`` is where
+    they came from.
+
+    Raises:
+        UsageError: they hold no server or more than one.
+    """
     found = [
         (document, pod, container)
         for document in documents
@@ -75,12 +84,12 @@ def read_manifest(path: Path) -> InstanceManifest:
     if not found:
         kinds = ", ".join(sorted({str(document.get("kind")) for document in documents})) or "nothing"
         raise UsageError(
-            f"{path} holds {kinds}, and no workload with a valkey-server: give the rendered manifests, such "
+            f"{place} holds {kinds}, and no workload with a valkey-server: give the rendered manifests, such "
             "as `helm template` or `kubectl kustomize` prints them"
         )
     if len(found) > 1:
         names = ", ".join(f"{d['kind']} {_name(d)}, container {c.get('name')}" for d, _, c in found)
-        raise UsageError(f"{path} holds {len(found)} servers ({names}): give the manifests of one")
+        raise UsageError(f"{place} holds {len(found)} servers ({names}): give the manifests of one")
     document, pod, container = found[0]
     return _instance(document, pod, container, documents)
 
