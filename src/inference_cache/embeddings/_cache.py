@@ -92,6 +92,11 @@ class _Common:
         """What happened since this cache was made."""
         return self._flows.tally.snapshot()
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one vector."""
+        return self._flows.framing.row_bytes
+
     def key(self, text: str) -> bytes:
         """The key of a text's entry: ``emb:sha256:`` and 64 hexadecimal digits. Raises InvalidText."""
         return self._flows.key(self._flows.digests([text])[0])
