@@ -1,0 +1,80 @@
+"""Ray's spilled objects: the raylets' own series beside the cache's."""
+
+from __future__ import annotations
+
+from dashboards._adapters import adapter_panels, prefix_panels
+from dashboards._model import Board, Panel, Query, Row, Unit
+from inference_cache.contract import Contract
+
+__all__ = ["WORKLOAD", "spill"]
+
+WORKLOAD = "ray"
+
+
+def spill(contract: Contract) -> Board:
+    """The dashboard for 'is Ray's data still there'."""
+    workload = contract.workloads[WORKLOAD]
+    return Board(
+        uid="inference-cache-spill",
+        title="Inference cache: Ray spill",
+        description="Objects that Ray moved out of its object stores are the only copies: evicted ones are "
+        "lost. Ray's own numbers above, the adapter's and the cache's below.",
+        engine="ray_object_store_memory",
+        rows=(
+            Row(title="How much Ray spills (Ray)", panels=_ray()),
+            Row(title="The adapter", panels=adapter_panels(WORKLOAD, what="objects")),
+            Row(title="The cache", panels=prefix_panels(workload, what="objects")),
+        ),
+    )
+
+
+def _ray() -> tuple[Panel, ...]:
+    return (
+        Panel(
+            title="Objects by where they are",
+            description="Bytes of Ray's objects: in shared memory, in fallback files, spilled.",
+            unit=Unit.BYTES,
+            queries=(Query(expr="sum by (Location) (ray_object_store_memory{@})", legend="{{Location}}"),),
+            stacked=True,
+        ),
+        Panel(
+            title="Object store used",
+            description="Used part of the object stores of all nodes. Ray begins to spill at 80 %.",
+            unit=Unit.RATIO,
+            queries=(
+                Query(
+                    expr="sum(ray_object_store_used_memory{@}) / "
+                    "(sum(ray_object_store_used_memory{@}) + sum(ray_object_store_available_memory{@}))",
+                    legend="used",
+                ),
+            ),
+            maximum=1,
+        ),
+        Panel(
+            title="Waiting to be spilled or restored",
+            description="Objects by state. Spills that stay pending mean that the cache refuses writes: "
+            "Ray repeats them hot, and puts stall.",
+            unit=Unit.COUNT,
+            queries=(Query(expr="sum by (State) (ray_spill_manager_objects{@})", legend="{{State}}"),),
+        ),
+        Panel(
+            title="Requests of the spill manager",
+            description="Objects spilled and restored, and deletions that failed, in five minutes. Ray "
+            "exposes these totals as gauges.",
+            unit=Unit.COUNT,
+            queries=(
+                Query(
+                    expr="sum by (Type) (clamp_min(delta(ray_spill_manager_request_total{@}[5m]), 0))",
+                    legend="{{Type}}",
+                ),
+            ),
+            width=12,
+        ),
+        Panel(
+            title="Bytes by state",
+            description="Bytes of objects that are pinned in memory, pending or spilled.",
+            unit=Unit.BYTES,
+            queries=(Query(expr="sum by (State) (ray_spill_manager_objects_bytes{@})", legend="{{State}}"),),
+            width=12,
+        ),
+    )
