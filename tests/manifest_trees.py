@@ -17,7 +17,7 @@ __all__ = ["build", "complaints", "pods"]
 
 VERSION = "1.35"
 DATA = Path(__file__).parent / "data"
-_OPERATOR = Draft7Validator(json.loads((DATA / "prometheus-operator.schema.json").read_text("utf-8")))
+_OPERATOR = json.loads((DATA / "prometheus-operator.schema.json").read_text("utf-8"))["definitions"]
 _MERGE_KEYS = {"containers": "name", "initContainers": "name", "volumes": "name", "env": "name"} | {
     "volumeMounts": "mountPath"
 }
@@ -94,7 +94,10 @@ def _wrong_shapes(documents: Sequence[Document]) -> Iterator[str]:
     for document in documents:
         where = f"{document.get('kind')}/{document.get('metadata', {}).get('name')}"
         if str(document.get("apiVersion")).startswith("monitoring.coreos.com/"):
-            yield from (f"{where}: {_deepest(error)}" for error in _OPERATOR.iter_errors(document))
+            schema = {"$ref": f"#/definitions/I{document['kind']}", "definitions": _OPERATOR}
+            yield from (
+                f"{where}: {error.message}" for error in Draft7Validator(schema).iter_errors(document)
+            )
             continue
         try:
             kubernetes_validate.validate(document, VERSION, strict=True)
@@ -102,12 +105,6 @@ def _wrong_shapes(documents: Sequence[Document]) -> Iterator[str]:
             yield f"{where}: {error.message}"
         except kubernetes_validate.SchemaNotFoundError:
             yield f"{where}: no such kind in {document.get('apiVersion')}"
-
-
-def _deepest(error: Any) -> str:
-    while error.context:
-        error = max(error.context, key=lambda inner: len(inner.absolute_path))
-    return str(error.message)
 
 
 def pods(documents: Iterable[Document]) -> Iterator[tuple[str, Document]]:

@@ -103,13 +103,11 @@ class TestTree:
         kubectl = shutil.which("kubectl")
         if kubectl is None:
             pytest.skip("no kubectl on PATH: overlays were built by the tests' own merge alone")
-        text = subprocess.run(
-            [kubectl, "kustomize", str(GENERATED / path)],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=60,
-        ).stdout
+        for name, text in FILES.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(text, "utf-8")
+        command = [kubectl, "kustomize", str(tmp_path / path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
         assert _sorted(list(yaml.safe_load_all(text))) == _sorted(overlay(path))
 
     @pytest.mark.parametrize("path", OVERLAYS)
@@ -312,7 +310,8 @@ class TestContractFile:
             'remove_workloads = ["ray"]\n[instance]\nmaxmemory = "1gb"\nmemory_limit = "1500Mi"\nsave = ""\n'
             'servers = ["valkey", "redis"]\nmaxmemory_tolerance = 0.2\nauth = true\n'
             '[workloads.sessions]\nttl_s = "none"\nsliding_ttl = false\n'
-            '[workloads.rerank]\nprefix = "rerank:"\nexample = "rerank:\\"x\\""\ndata_class = "reconstructible"\nttl_s = 60\n'
+            '[workloads.rerank]\nprefix = "rerank:"\nexample = "rerank:\\"x\\""\n'
+            'data_class = "reconstructible"\nttl_s = 60\n'
             'sliding_ttl = false\nvalue_min = "64b"\nvalue_max = "4kb"\nshare = 0.1\np99_s = 0.05\n'
             "connections = 16\nevictable = true\n"
             "[deadlines]\ncall_s = 0.5\n"
