@@ -1,0 +1,137 @@
+"""Where the storage meets Ray: the class that Ray calls, and what makes one out of Ray's configuration."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from inference_cache.errors import BlobError, CacheError, MissingExtra, UsageError
+from inference_cache.ray_spill._params import SpillParams
+from inference_cache.ray_spill._record import SpilledObject
+from inference_cache.ray_spill._storage import SpillStorage, TornRestore
+
+try:
+    from ray._private import worker as ray_worker
+    from ray._private.external_storage import ExternalStorage
+    from ray.core.generated.common_pb2 import ErrorType
+except ImportError as error:
+    raise MissingExtra(module="ray", extra="ray") from error
+
+__all__ = ["RayStorage", "build"]
+
+_logger = logging.getLogger(__name__)
+_IO_WORKER: Final = "default_worker.py"
+_TORN: Final = 71
+"""Exit code (EX_OSERR) of an IO worker that had to give up an object in the middle."""
+
+
+class RayStorage(ExternalStorage):  # type: ignore[misc]
+    """Ray's interface, on top of :class:`SpillStorage`, which may raise nothing but its own errors."""
+
+    def __init__(self, storage: SpillStorage) -> None:
+        super().__init__()
+        self.storage = storage
+
+    def spill_objects(self, object_refs: Sequence[Any], owner_addresses: Sequence[bytes]) -> list[bytes]:
+        """URLs of the objects that were stored, in order; fewer than asked for tells Ray to keep the rest."""
+        found = self._get_objects_from_store(object_refs) if object_refs else []
+        objects = []
+        for ref, (buffer, metadata, *_), owner in zip(object_refs, found, owner_addresses, strict=True):
+            if buffer is None and not metadata:
+                raise ValueError(f"object {ref.hex()} is not in the local object store")
+            objects.append(
+                SpilledObject(
+                    id=ref.hex(),
+                    owner=bytes(owner),
+                    metadata=bytes(metadata),
+                    buffer=memoryview(b"") if buffer is None else memoryview(buffer).cast("B"),
+                )
+            )
+        return self.storage.spill(objects)
+
+    def restore_spilled_objects(
+        self, object_refs: Sequence[Any], url_with_offset_list: Sequence[bytes]
+    ) -> int:
+        """Puts objects back; one that is lost becomes an error object, so that its readers are told."""
+        total_bytes = 0
+        for ref, url in zip(object_refs, url_with_offset_list, strict=True):
+
+            def deliver(owner: bytes, metadata: bytes, size: int, source: Any, ref: Any = ref) -> None:
+                self._put_object_to_store(metadata, size, source, ref, owner)
+
+            try:
+                total_bytes += self.storage.restore(url, deliver)
+            except BlobError:
+                self._put_error(ref, ErrorType.Value("OBJECT_LOST"))
+            except CacheError:
+                self._put_error(ref, ErrorType.Value("OBJECT_FETCH_TIMED_OUT"))
+            except TornRestore as error:
+                # An object that was begun stays unsealed for as long as this process lives, and whoever waits
+                # for it waits as long. Ray starts another process, and asks again.
+                _logger.error("this IO worker ends, for it can neither end nor undo an object: %s", error)
+                logging.shutdown()
+                os._exit(_TORN)
+        return total_bytes
+
+    def delete_spilled_objects(self, urls: Sequence[bytes]) -> None:
+        """Removes objects; raises nothing for what is not there any more."""
+        self.storage.delete(urls)
+
+    def destroy_external_storage(self) -> None:
+        """Removes the objects of this node."""
+        try:
+            self.storage.destroy()
+        except CacheError as error:
+            _logger.warning("spilled objects of this node stay for the janitor: %s", error)
+        finally:
+            self.storage.close()
+
+    def _put_error(self, ref: Any, error_type: int) -> None:
+        self._put_object_to_store(str(error_type).encode(), 0, _Nothing(), ref, b"")
+
+
+class _Nothing:
+    def readinto(self, target: memoryview) -> int:
+        return 0
+
+
+def build(params: Mapping[str, Any], node: str, session: str = "", **_: object) -> RayStorage:
+    """What ``setup_external_storage`` returns for ``type: valkey``.
+
+    The head builds one when it starts, to find out whether it could be used, and refuses to start otherwise.
+    IO workers are spared: they would only be started again and again.
+
+    Raises:
+        UsageError: wrong parameters.
+        UnsafeServer: the server may lose spilled objects.
+        CacheError: it gives no answer.
+    """
+    settings = SpillParams.of(params)
+    storage = _implementation(settings.implementation)(
+        settings, session=session or "session", node=node, gcs=_gcs_address()
+    )
+    if not isinstance(storage, SpillStorage):
+        raise UsageError(f"{settings.implementation} is no SpillStorage")
+    starting = ray_worker._global_node is None
+    if starting and os.path.basename(sys.argv[0]) != _IO_WORKER:
+        try:
+            storage.check()
+        except BaseException:
+            storage.close()
+            raise
+    return RayStorage(storage)
+
+
+def _implementation(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _gcs_address() -> str:
+    """The address of the cluster's GCS, which Ray gives each worker as an argument."""
+    given = [word.removeprefix("--gcs-address=") for word in sys.argv if word.startswith("--gcs-address=")]
+    return given[0] if given else ""
