@@ -410,8 +410,8 @@ def test_what_cannot_be_judged_is_told_in_one_message(
     with place() as url:
         run = gate("--url", url)
     assert run.code == code, run.output
-    assert words in run.output
-    assert "Traceback" not in run.output
+    assert run.output.count(words) == 1
+    assert len(run.output.strip().splitlines()) <= 3
     assert "passed" not in run.outcomes().values()
     assert SECRET not in run.everything_written()
     assert "wrong@" not in run.everything_written()

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 import inference_cache
-from inference_cache.commands import clauses, gate, selftest
+from inference_cache.commands import clauses, exporter, gate, kv, plan, ray_spill, render, selftest
 from inference_cache.errors import ContractError, InferenceCacheError, MissingExtra, UsageError
 from inference_cache.gate.outcomes import ExitCode
 
 __all__ = ["main"]
 
-_COMMANDS = (gate, clauses, selftest)
+_COMMANDS = (gate, clauses, selftest, plan, exporter, render, ray_spill, kv)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
