@@ -16,6 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from fixtures.engines import missing_engines
 from fixtures.faults.wrapper import LIVENESS_ENV, write_launcher
 from fixtures.targets.embedded import shipped_executables
 from inference_cache.contract import load, parse_size
@@ -27,7 +28,7 @@ from mutants.manifests import write_manifests
 from mutants.model import GoodSystem, Mutant, System, Way
 from mutants.suite import SUITE_CHECKS, Gate
 
-__all__ = ["Judgment", "Standing", "judge_system"]
+__all__ = ["Judgment", "Standing", "judge_system", "missing_for"]
 
 _TIMEOUT_S = 600
 
@@ -41,10 +42,16 @@ class Standing(StrEnum):
     BROKEN = "broken mutant"
     ACCEPTED = "accepted"
     FALSE_ALARM = "false alarm"
+    NOT_JUDGED = "not judged"
+    """Its clause needs an engine that is not installed here: neither good nor bad, and counted by itself."""
 
     @property
     def good(self) -> bool:
         return self in (Standing.KILLED, Standing.ACCEPTED)
+
+    @property
+    def bad(self) -> bool:
+        return not self.good and self is not Standing.NOT_JUDGED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +75,15 @@ def judge_system(
     Once ``stop`` is set, the gate that runs is interrupted, and it cleans up after itself.
     """
     began = time.monotonic()
+    if isinstance(system, Mutant) and (missing := missing_for(system)):
+        return Judgment(
+            system=system,
+            standing=Standing.NOT_JUDGED,
+            detail="; ".join(f"needs {name}, which is not here: {how}" for name, how in missing.items()),
+            outcomes={},
+            acted=0,
+            duration_s=0.0,
+        )
     with tempfile.TemporaryDirectory(prefix="inference-cache-selftest-") as name, ExitStack() as stack:
         folder = Path(name)
         liveness = folder / "liveness.json"
@@ -126,6 +142,12 @@ def judge_system(
         acted=acted,
         duration_s=round(time.monotonic() - began, 1),
     )
+
+
+def missing_for(mutant: Mutant) -> dict[str, str]:
+    """Engines that the mutant's clause needs and that are not installed, with what installs each."""
+    clause = load().clauses.get(mutant.clause)
+    return missing_engines(clause.needs) if clause else {}
 
 
 def _judge_suite(system: System, folder: Path, liveness: Path, began: float) -> Judgment:

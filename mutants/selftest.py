@@ -69,23 +69,28 @@ def run_selftest(
         print(f"interrupted after {len(judgments)} of {len(chosen)} systems: nothing is decided")
         return ExitCode.BROKEN
     judgments.sort(key=lambda j: [s.id for s in systems].index(j.system.id))
-    unkilled = [] if only else [c for c in unkilled_clauses(judgments) if c not in left_out]
+    unjudged = {j.system.id: clause_of(j.system) for j in judgments if j.standing is Standing.NOT_JUDGED}
+    excused = {*left_out, *unjudged.values()}
+    unkilled = [] if only else [c for c in unkilled_clauses(judgments) if c not in excused]
     counts = {standing: sum(j.standing is standing for j in judgments) for standing in Standing}
     record.write(judgments, unkilled, counts)
     write_matrix(Path(report_dir) / "matrix.html", judgments, unkilled, left_out)
-    mutants = sum(isinstance(j.system, Mutant) for j in judgments)
+    mutants = sum(isinstance(j.system, Mutant) for j in judgments) - counts[Standing.NOT_JUDGED]
+    good = sum(not isinstance(j.system, Mutant) for j in judgments)
     print(
         f"\n{counts[Standing.KILLED]} of {mutants} mutants killed, {counts[Standing.SURVIVED]} survived, "
         f"{counts[Standing.WRONG_REASON]} rejected for the wrong reason, {counts[Standing.BROKEN]} broken; "
-        f"{counts[Standing.ACCEPTED]} of {len(judgments) - mutants} good systems accepted, "
+        f"{counts[Standing.ACCEPTED]} of {good} good systems accepted, "
         f"{counts[Standing.FALSE_ALARM]} false alarms; {time.monotonic() - began:.0f} s"
     )
     if unkilled:
         print(f"MUST clauses with specs and without a killer: {', '.join(unkilled)}")
+    if unjudged:
+        print(f"not judged, for want of an engine: {', '.join(f'{i} ({c})' for i, c in unjudged.items())}")
     if left_out:
         print(f"left out by --quick, since only an engine shows them: {', '.join(left_out)}")
     print(f"Matrix: {Path(report_dir) / 'matrix.html'} (also selftest.json)")
-    bad = unkilled or not all(judgment.standing.good for judgment in judgments)
+    bad = unkilled or any(judgment.standing.bad for judgment in judgments)
     return ExitCode.NOT_CONFORMANT if bad else ExitCode.CONFORMANT
 
 
@@ -123,7 +128,7 @@ def unkilled_clauses(judgments: Sequence[Judgment]) -> list[str]:
 
 def _line(judgment: Judgment) -> str:
     system = judgment.system
-    mark = "  " if judgment.standing.good else "! "
+    mark = "! " if judgment.standing.bad else "  "
     line = (
         f"{mark}{system.id:<12} {clause_of(system):<11} {judgment.standing:<12} "
         f"{judgment.duration_s:5.1f} s  {system.title}"

@@ -823,6 +823,7 @@ class TestStanding:
 
     def test_only_killed_and_accepted_are_good(self) -> None:
         assert {s for s in Standing if s.good} == {Standing.KILLED, Standing.ACCEPTED}
+        assert not Standing.NOT_JUDGED.bad
 
     def test_settings_act_where_the_server_tells_them(self, tmp_path: Path) -> None:
         """Sizes are compared as sizes; a setting that did not arrive is not counted."""
