@@ -1,4 +1,4 @@
-"""``python -m alerts``: docs/alerts.md and the heads of the runbooks made anew; rules are made by ``render``."""
+"""``python -m alerts``: docs/alerts.md and the heads of runbooks; rules are made by ``render``."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from pathlib import Path
 
 from alerts.documents import alert_table, by_name, runbook
 from alerts.generate import all_alerts
-from alerts.model import Context, Settings
+from alerts.model import Context
 from inference_cache.contract import load
 
 
 def pages(root: Path) -> dict[Path, str]:
     """Every page as it should be, by its path."""
-    contract, settings = load(), Settings()
+    contract = load()
     made = {root / "docs" / "alerts.md": alert_table(contract)}
-    for name, rules in by_name(all_alerts(Context(contract=contract, settings=settings))).items():
+    for name, rules in by_name(all_alerts(Context(contract=contract))).items():
         path = root / "docs" / "runbooks" / f"{name}.md"
         written = path.read_text("utf-8") if path.exists() else ""
-        made[path] = runbook(rules, settings, written)
+        made[path] = runbook(rules, written)
     return made
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from alerts.appearing import appeared
-from alerts.budget import budget_alerts
 from alerts.model import Alert, Case, Context, Eval, Kind, Severity, Target, number
 from alerts.series import COUNT, RATE, flat, level_cases, missing, ramp, then
 
@@ -26,7 +25,6 @@ def alerts(context: Context) -> tuple[Alert, ...]:
         _loading_too_long(context),
         _restarted(context),
         _restart_loop(context),
-        *budget_alerts(context),
     )
 
 

@@ -1,8 +1,8 @@
 """The budget of slow and failed reads, and how fast it burns.
 
-The contract's ``p99_s`` says that 99 of 100 reads answer within it. The hundredth is the budget; over 30 days it
-may be used up, and not sooner. Two windows each, as in Google's SRE workbook: the long one says that it matters,
-the short one that it still goes on.
+The contract's ``p99_s`` says that 99 of 100 reads answer within it. The hundredth is the budget; over 30 days
+it may be used up, and not sooner. Two windows each, as in Google's SRE workbook: the long one says that it
+matters, the short one that it still goes on.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from alerts.model import Alert, Case, Context, Eval, Kind, Severity, Target, number
+from alerts.model import Alert, Case, Context, Eval, Kind, Severity, Target, duration, number
 from alerts.series import ramp, then
 from inference_cache.adapter_metrics import BUCKETS_S
 from inference_cache.contract import Workload
 
-__all__ = ["budget_alerts"]
+__all__ = ["alerts"]
 
 _BUDGET: Final = 0.01
 _READS: Final = "load|load_into|load_many_into|get_many|open|read|window|get_state"
@@ -69,7 +69,7 @@ _PACES: Final = (
 )
 
 
-def budget_alerts(context: Context) -> tuple[Alert, ...]:
+def alerts(context: Context) -> tuple[Alert, ...]:
     """For each pace one rule for each workload."""
     return tuple(
         _burn(context, pace, workload) for pace in _PACES for workload in context.contract.workloads.values()
@@ -105,7 +105,7 @@ def _burn(context: Context, pace: _Pace, workload: Workload) -> Alert:
     long, short = context.window(pace.long_s), context.window(pace.short_s)
     return Alert(
         name=pace.name,
-        group="availability",
+        group="budget",
         severity=pace.severity,
         expr=f"{_bad(workload, long)} > {number(bound)}\nand\n{_bad(workload, short)} > {number(bound)}",
         for_s=pace.for_s,
@@ -118,6 +118,7 @@ def _burn(context: Context, pace: _Pace, workload: Workload) -> Alert:
         dashboard="overview",
         workload=workload.name,
         cases=_cases(pace, workload, description),
+        tested_every="1m" if pace.short_s < 1800 else duration(pace.short_s / 6),
         inhibits=_slower(pace),
     )
 

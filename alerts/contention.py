@@ -74,6 +74,7 @@ def _eviction_hurts(context: Context) -> Alert:
         description=description,
         threshold="0.8 * the server's own hit ratio of the day before",
         dashboard=_DASHBOARD,
+        tested_every="5m",
         cases=(
             Case(
                 kind=Kind.FIRES,
@@ -302,7 +303,6 @@ def _prefix_squeezed(context: Context, workload: Workload) -> Alert:
                 evals=(fires(at="49m"), Eval(at="50m")),
             ),
         ),
-        inhibits=("InferenceCachePrefixHog",),
     )
 
 

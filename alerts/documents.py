@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from alerts.generate import all_alerts
-from alerts.model import Alert, Context, Kind, Settings, duration
+from alerts.model import Alert, Context, Kind, duration
 from inference_cache.contract import Contract
 
 __all__ = ["SECTIONS", "alert_table", "runbook", "runbook_head"]
@@ -28,16 +28,19 @@ _END = "<!-- /made -->"
 _TABLE_HEAD = """\
 # Alerts
 
-Made by `python -m alerts` from the contract `{name}`, the rules in [`alerts/`](../alerts) and the last live run
-([`alerts/live_fire.json`](../alerts/live_fire.json)). Do not edit.
+Made by `python -m alerts` from the contract `{name}`, the rules in [`alerts/`](../alerts) and the last live
+run ([`alerts/live_fire.json`](../alerts/live_fire.json)). Do not edit.
 
-`critical` wakes somebody up, since damage is being done or is one save away. `warning` is for working hours. `info` notifies
-nobody: it explains other alerts and silences some. A full LRU cache is what such a cache is for, so its level is `info`.
+`critical` wakes somebody up, since damage is being done or is one save away. `warning` is for working hours.
+`info` notifies nobody: it explains other alerts and silences some. A full LRU cache is what such a cache is
+for, so its level is `info`.
 
-**How each was proven.** *Unit*: promtool cases in [`alerts/generated/tests/`](../alerts/generated/tests): the alert fires, stays quiet just
-under its threshold, resolves. *Live*: the same rules in a real Prometheus, with a real redis_exporter and our exporter before real
-servers, their condition really provoked; every window, `for` and age in them multiplied by {factor} and nothing else. Times are from
-the moment at which the condition was provoked: seconds in that run, and in brackets what they stand for without the factor.
+**How each was proven.** *Unit*: promtool cases in [`alerts/generated/tests/`](../alerts/generated/tests): the
+alert fires, stays quiet just under its threshold, resolves. *Live*: the same rules in a real Prometheus, with
+a real redis_exporter and our exporter before real servers, their condition really provoked; every window,
+`for` and age in them multiplied by {factor} and nothing else. Times are from the moment at which the
+condition was provoked: seconds in that run, and in brackets what they stand for without the factor. That is
+an upper bound: a scrape a second, and a look at the alerts each quarter of one, are part of them.
 """
 
 
@@ -65,11 +68,8 @@ def alert_table(contract: Contract) -> str:
     for rules in by_name(all_alerts(Context(contract=contract))).values():
         groups.setdefault(rules[0].group, []).append(rules)
     count = sum(len(group) for group in groups.values())
-    fired = len(measured)
-    lines.append(
-        f"{count} alerts; {fired} of them were fired live ({live['ran']}). The others have no cause that can be "
-        "provoked on a machine without their engine, or within minutes; their row says `unit` only.\n"
-    )
+    fired = f"{len(measured)} of them were fired live ({live['ran']})"
+    lines.append(f"{count} alerts; {fired}; the row of the others says `unit` only.\n")
     for group, alerts in groups.items():
         lines += [
             f"## {group.capitalize()}\n",
@@ -124,7 +124,7 @@ def _full(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def runbook_head(rules: Sequence[Alert], settings: Settings) -> str:
+def runbook_head(rules: Sequence[Alert]) -> str:
     """The part of a runbook that is made: title, facts and expression of the alert."""
     first = rules[0]
     facts = [
@@ -156,7 +156,7 @@ def runbook_head(rules: Sequence[Alert], settings: Settings) -> str:
     )
 
 
-def runbook(rules: Sequence[Alert], settings: Settings, written: str) -> str:
+def runbook(rules: Sequence[Alert], written: str) -> str:
     """The whole page: the head made anew above what was written by hand.
 
     An empty ``written`` gives a page with every heading and nothing below, which the checks refuse.
@@ -164,4 +164,4 @@ def runbook(rules: Sequence[Alert], settings: Settings, written: str) -> str:
     _, found, body = written.partition(_END)
     if not found:
         body = written or "\n\n" + "\n\n".join(f"## {section}" for section in SECTIONS) + "\n"
-    return f"{runbook_head(rules, settings)}\n\n{body.strip()}\n"
+    return f"{runbook_head(rules)}\n\n{body.strip()}\n"

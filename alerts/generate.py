@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alerts import availability, contention, gate, memory, offload, persistence, spill
+from alerts import availability, budget, contention, gate, memory, offload, persistence, spill
 from alerts.alertmanager import alertmanager_config
 from alerts.model import (
     DASHBOARD_BASE_URL,
@@ -32,7 +32,7 @@ except ImportError as error:
 
 __all__ = ["GROUPS", "all_alerts", "files", "rule", "rule_groups"]
 
-GROUPS = (memory, contention, persistence, availability, offload, spill, gate)
+GROUPS = (memory, contention, persistence, availability, budget, offload, spill, gate)
 """Modules of alerts, in the order in which operators read them."""
 
 _HEAD = (
@@ -78,9 +78,10 @@ def files(
     made["prometheusrule.yaml"] = head + _dump(_manifest(contract, groups))
     made["alertmanager.yaml"] = head + _dump(alertmanager_config(alerts))
     if time_factor == 1:
-        for group in dict.fromkeys(alert.group for alert in alerts):
-            mine = [alert for alert in alerts if alert.group == group]
-            made[f"tests/{group}.yaml"] = head + _dump(_unit_tests(group, mine, context))
+        for group, every in dict.fromkeys((alert.group, alert.tested_every) for alert in alerts):
+            mine = [one for one in alerts if (one.group, one.tested_every) == (group, every)]
+            name = group if every == "1m" else f"{group}-{every}"
+            made[f"tests/{name}.yaml"] = head + _dump(_unit_tests(group, mine, context))
     return made
 
 
@@ -155,12 +156,11 @@ def _manifest(contract: Contract, groups: list[dict[str, Any]]) -> dict[str, Any
     }
 
 
-def _unit_tests(group: str, alerts: Iterable[Alert], context: Context) -> dict[str, Any]:
-    known = list(alerts)
+def _unit_tests(group: str, alerts: Sequence[Alert], context: Context) -> dict[str, Any]:
     return {
         "rule_files": [f"../rules/{group}.yaml"],
-        "evaluation_interval": "1m",
-        "tests": [_unit_test(alert, case, context) for alert in known for case in alert.cases],
+        "evaluation_interval": alerts[0].tested_every,
+        "tests": [_unit_test(alert, case, context) for alert in alerts for case in alert.cases],
     }
 
 

@@ -117,6 +117,8 @@ class Alert:
     dashboard: str
     cases: tuple[Case, ...] = ()
     """Empty where another rule of the same name has them."""
+    tested_every: str = "1m"
+    """Evaluation interval of its unit tests; longer where windows of days would take them minutes."""
     keep_firing_s: float = 0.0
     workload: str = ""
     """The one workload that the rule is about, as a label; empty when it is about all of them."""

@@ -135,7 +135,7 @@ def main() -> int:
             )
     lines = [
         f"{options.rounds} rounds of {options.seconds:g} s, maxmemory {options.maxmemory_mib}mb, "
-        f"no persistence, libc builds, {os.cpu_count()} processors (load {os.getloadavg()[0]:.1f} at the end), "
+        f"no persistence, libc builds, {os.cpu_count()} processors (load {os.getloadavg()[0]:.1f}), "
         f"Python {platform.python_version()}. Milliseconds; medians of the rounds.",
         "",
         "| Valkey | io-threads | lazy freeing | block | idle p99 | p50 | p99 | highest | ratio | blocks "

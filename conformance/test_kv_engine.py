@@ -22,6 +22,8 @@ from fixtures.availability import FAULTS
 from fixtures.engines.vllm_process import Answer, VllmProcess, cpu_config
 from fixtures.faults.catalog import Latency, ResetMidReply
 from fixtures.faults.proxy import FaultProxy
+from fixtures.kv_blocks import an_identity, block
+from fixtures.observe import wait_for
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, check, clause, ensure
 from inference_cache.connection import Client
@@ -406,3 +408,63 @@ def test_a_stored_prefix_is_faster_than_computing_it(
         observed=f"{middle[1]:.3f} s against {middle[0]:.3f} s by computing",
         evidence={"loaded_s": round(middle[1], 3), "computed_s": round(middle[0], 3)},
     )
+
+
+@pytest.mark.cost_s(20)
+@clause("KV-01", needs={"gpu", "config"})
+def test_device_blocks_come_back_bit_by_bit(
+    servers: ServerFactory, implementation: Implementation, evidence: Evidence
+) -> None:
+    """Blocks of bf16, fp16 and fp8 on a GPU, in both layouts that vLLM uses, come back to the device with their
+    bits, copied on streams of their own while another one computes.
+    """
+    import torch
+
+    server = servers.scaled(maxmemory_bytes=SERVER_BYTES)
+    heads, tokens, width, slots = 8, 16, 128, 8
+    compared = 0
+    for name in ("bfloat16", "float16", "float8_e4m3fn"):
+        for shape in ((slots, 2, tokens, heads, width), (slots, 2, heads, tokens, width)):
+            bits = torch.randint(-128, 127, (*shape[:-1], 2 * width), dtype=torch.int8, device="cuda")
+            blocks = bits.view(getattr(torch, name))[..., :width].contiguous()
+            row_bytes = blocks[0].numel() * blocks.element_size()
+            host = torch.empty((2 * slots, row_bytes), dtype=torch.int8).pin_memory()
+            rows = blocks.view(torch.int8).reshape(slots, row_bytes)
+            back = torch.zeros_like(rows)
+            identity = an_identity(kv_dtype=name, layout=f"cuda:{shape}", value_bytes=row_bytes)
+            copying, computing = torch.cuda.Stream(), torch.cuda.Stream()
+            with torch.cuda.stream(computing):
+                busy = torch.rand((2048, 2048), device="cuda")
+                for _ in range(50):
+                    busy = (busy @ busy).clamp(-1, 1)
+            with torch.cuda.stream(copying):
+                host[:slots].copy_(rows, non_blocking=True)
+            copying.synchronize()
+            items = [(block(number), number) for number in range(slots)]
+            there = [(which, slots + number) for number, (which, _) in enumerate(items)]
+            with implementation("kv_offload")(
+                server.login_url(), memory=memoryview(host.numpy()), identity=identity
+            ) as tier:
+                for number, (submit, asked) in enumerate(
+                    ((tier.submit_store, items), (tier.submit_load, there))
+                ):
+                    submit(number, asked)
+                    results: list[Any] = []
+                    wait_for(
+                        lambda tier=tier, results=results: bool(results.extend(tier.results()) or results),
+                        what="the job",
+                        deadline_s=30.0,
+                    )
+                    ensure(results[0].ok, f"{name}: blocks were not moved: {results[0]}")
+            with torch.cuda.stream(copying):
+                back.copy_(host[slots:], non_blocking=True)
+            copying.synchronize()
+            wrong = int((back != rows).any(dim=1).sum())
+            compared += slots
+            check(
+                wrong == 0,
+                expected=f"{name} blocks come back to the device with their bits",
+                observed=f"{wrong} of {slots} have others",
+                evidence={"dtype": name, "wrong": wrong},
+            )
+    evidence.record(device_blocks_compared=compared, device=str(torch.cuda.get_device_name()))

@@ -420,8 +420,8 @@ def test_stored_blocks_are_there_under_the_contract(
     ):
         stored = rig.store(items)
         acknowledged = {rig.key(which) for (which, _), done in zip(items, stored.done, strict=True) if done}
-        again = rig.store(items)
         there = {bytes(name) for name in client.scan_iter(count=1000)}
+        again = rig.store(items)
         left_s = {name: int(client.pttl(name)) / 1000 for name in there}
         record_name = Keyspace(workload.prefix).key(rig.identity.fingerprint, "config")
         record = client.get(record_name)

@@ -199,6 +199,10 @@ def test_keys_of_the_dead_are_swept_and_of_the_living_never(
     """
     with no_hang(pool, "a cluster beside the shared one"), pool.server.connect() as client:
         living = shared.put(15, 6_000_000, seed=rng.randrange(2**31))
+        wait_for(
+            lambda: len(object_keys(client, shared.session)) > 3, what="the living to spill", deadline_s=30
+        )
+        survivors = set(object_keys(client, shared.session))
         with pool.another() as other:
             other.put(15, 6_000_000, seed=rng.randrange(2**31))
             spilled = len(object_keys(client, other.session))
@@ -209,10 +213,6 @@ def test_keys_of_the_dead_are_swept_and_of_the_living_never(
             other.kill_driver()
             left = len(object_keys(client, other.session))
             dead_session = other.session
-        wait_for(
-            lambda: len(object_keys(client, shared.session)) > 3, what="the living to spill", deadline_s=30
-        )
-        survivors = set(object_keys(client, shared.session))
         ensure(left > 3, f"the killed cluster left keys, and not {left}")
         params = SpillParams(url=pool.server.url, **pool.params())
         with pool._storage(params, session="session_of_nobody", node="janitor") as janitor:

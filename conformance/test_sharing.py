@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
 
 from fixtures.load import Item, Payloads, evictable_workloads, flood, present, store
+from fixtures.machine import MachineUse
 from fixtures.observe import require_config, require_info, wait_for
 from fixtures.pacing import big_blocks
 from fixtures.servers import ServerFactory, effective_maxmemory, empty
@@ -28,6 +30,8 @@ Implementation = Callable[[str], Any]
 KIB, MIB = 1024, 1024 * 1024
 _WALKS_THE_KEYSPACE = frozenset({"keys", "flushall", "flushdb", "sort", "save"})
 """Commands that hold up everybody for as long as there are keys."""
+_TOO_BUSY = 0.95
+"""Part of the processors in others' use beyond which a slow read says nothing about the server."""
 
 
 @pytest.mark.cost_s(5)
@@ -208,7 +212,7 @@ def _matrix_plot(matrix: dict[str, dict[str, float]]) -> Plot:
     )
 
 
-@pytest.mark.cost_s(12)
+@pytest.mark.cost_s(14)
 @clause("SHR-02", needs={"fill"})
 def test_session_reads_stay_fast_beside_kv_blocks(
     servers: ServerFactory,
@@ -219,12 +223,15 @@ def test_session_reads_stay_fast_beside_kv_blocks(
 ) -> None:
     """While 4 MiB blocks are stored, loaded and evicted, session reads keep within the sessions' p99.
 
-    Three processes make the load, open-loop: a read counts from when it was due. The same reads go to an idle
-    server at the same time: what these suffer is the machine's doing and is added to the bound. While the p99
-    is above it the sample grows, from 3 up to 12 s. First the sessions are read with no block in sight, among
-    as many keys as a full-size instance has: for the ratio, and because what walks the keyspace is slow only
-    where there is one. For that reason no workload may use a command that does. Persistence is off, as a log
-    on a busy disk stalls reads just as much.
+    Processes of their own make the load, open-loop: a read counts from when it was due. What is the machine's
+    doing is not held against the server: the same reads go to an idle server at the same time, and what these
+    suffer is added to the bound; and where other processes use a part of the processors, the bound grows as
+    what is left shrinks. While the p99 is above it the sample grows, from 3 up to 12 s. A machine of which
+    others use more than 95 % is no place to measure: there a p99 above the bound proves nothing.
+
+    First the sessions are read with no block in sight, among as many keys as a full-size instance has: for
+    the ratio, and because what walks the keyspace is slow only where there is one. For that reason no
+    workload may use a command that does. Persistence is off, as a log on a busy disk stalls reads too.
     """
     workload = contract.workloads.get("sessions") or not_proven("the contract has no workload named sessions")
     writer = contract.workloads.get("vllm_kv") or not_proven("the contract has no workload named vllm_kv")
@@ -259,22 +266,13 @@ def test_session_reads_stay_fast_beside_kv_blocks(
         driver="blobs",
         path=_path(implementation("blobs")),
     )
-    alone = run_traffic([(server.login_url(), [reads])], seconds=2.0)["read"]
-    busy, control, moved = StreamResult(), StreamResult(), StreamResult()
     with server.connect(deadline_s=30) as client:
+        alone = _timed(server, idle_server, reads, workload, beside=())
         store(client, _filling(writer, Payloads(rng), block_bytes, effective_maxmemory(server)))
         before = require_info(client, "stats")
-        for _ in range(4):
-            loads = [(server.login_url(), [reads]), (server.login_url(), [blocks])]
-            watched = [(idle_server.login_url(), [dataclasses.replace(reads, name="control")])]
-            results = run_traffic([*loads, *watched], seconds=3.0)
-            busy.merge(results["read"])
-            moved.merge(results["blocks"])
-            control.merge(results["control"])
-            allowed_ms = round(workload.p99_s * 1000 + control.percentile_ms(99), 3)
-            if busy.percentile_ms(99) <= allowed_ms:
-                break
+        beside = _timed(server, idle_server, reads, workload, beside=(blocks,))
         after = require_info(client, "stats", "commandstats")
+    busy, moved = beside.reads, beside.others["blocks"]
     walks = {
         name: int(after[f"cmdstat_{name}"].split("calls=")[1].split(",")[0])
         for name in sorted(_WALKS_THE_KEYSPACE)
@@ -287,10 +285,11 @@ def test_session_reads_stay_fast_beside_kv_blocks(
         "p50_beside_blocks_ms": busy.percentile_ms(50),
         "p99_beside_blocks_ms": busy.percentile_ms(99),
         "highest_beside_blocks_ms": busy.percentile_ms(100),
-        "p99_without_blocks_ms": alone.percentile_ms(99),
-        "p99_of_an_idle_server_ms": control.percentile_ms(99),
-        "ratio_to_p99_without_blocks": round(busy.percentile_ms(99) / max(alone.percentile_ms(99), 0.001), 2),
-        "allowed_p99_ms": allowed_ms,
+        "p99_without_blocks_ms": alone.p99_ms,
+        "p99_of_an_idle_server_ms": beside.control.percentile_ms(99),
+        "ratio_to_p99_without_blocks": round(beside.p99_ms / max(alone.p99_ms, 0.001), 2),
+        "allowed_p99_ms": beside.allowed_ms,
+        "processors_used_by_others_ratio": round(beside.used_by_others, 3),
         "block_bytes": block_bytes,
         "block_operations": moved.requests - moved.unsent,
         "sessions_lost": busy.lost,
@@ -306,10 +305,10 @@ def test_session_reads_stay_fast_beside_kv_blocks(
             y_label="milliseconds",
             series=(
                 busy.curve("beside blocks"),
-                alone.curve("without blocks"),
-                control.curve("an idle server meanwhile"),
+                alone.reads.curve("without blocks"),
+                beside.control.curve("an idle server meanwhile"),
             ),
-            limit=allowed_ms,
+            limit=beside.allowed_ms,
             limit_label="p99 of sessions",
         )
     )
@@ -319,22 +318,72 @@ def test_session_reads_stay_fast_beside_kv_blocks(
         observed=f"the server executed {', '.join(f'{name} {n} times' for name, n in walks.items())}",
         evidence=numbers,
     )
-    alone_allowed_ms = round(workload.p99_s * 1000 + control.percentile_ms(99), 3)
-    check(
-        alone.percentile_ms(99) <= alone_allowed_ms,
-        expected=f"p99 of session reads at most {alone_allowed_ms:g} ms among {crowded} keys, with no flood",
-        observed=f"p99 was {alone.percentile_ms(99):g} ms",
-        evidence=numbers,
-    )
-    check(
-        busy.percentile_ms(99) <= allowed_ms,
-        expected=f"p99 of session reads at most {allowed_ms:g} ms while blocks of {block_bytes} bytes are "
-        f"stored, loaded and evicted ({workload.p99_s * 1000:g} ms and what an idle server suffers)",
-        observed=f"p99 was {busy.percentile_ms(99):g} ms",
-        evidence=numbers,
-    )
+    for timed, what in (
+        (alone, f"among {crowded} keys, with no flood"),
+        (beside, f"while blocks of {block_bytes} bytes are stored, loaded and evicted"),
+    ):
+        within = timed.p99_ms <= timed.allowed_ms
+        if not within and timed.used_by_others > _TOO_BUSY:
+            not_proven(
+                f"p99 was {timed.p99_ms:g} ms {what}, but other processes used {timed.used_by_others:.0%} of "
+                "the machine meanwhile: that cannot be held against the server; judge it on a quieter machine"
+            )
+        check(
+            within,
+            expected=f"p99 of session reads at most {timed.allowed_ms:g} ms {what} "
+            f"({workload.p99_s * 1000:g} ms, and what the machine adds to it)",
+            observed=f"p99 was {timed.p99_ms:g} ms",
+            evidence=numbers,
+        )
     ensure(evicted > 0, "no key was evicted while the reads were timed")
     ensure(busy.hits > 0, "not one session was read")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Timed:
+    """Reads timed on a server, and what the machine did to an idle one meanwhile."""
+
+    reads: StreamResult
+    control: StreamResult
+    others: dict[str, StreamResult]
+    used_by_others: float
+    allowed_ms: float
+
+    @property
+    def p99_ms(self) -> float:
+        return self.reads.percentile_ms(99)
+
+
+def _timed(
+    server: EmbeddedServer,
+    idle_server: EmbeddedServer,
+    reads: Stream,
+    workload: Workload,
+    *,
+    beside: tuple[Stream, ...],
+) -> _Timed:
+    """Time the reads in windows of 3 s, four at most, until their p99 is within what is allowed."""
+    groups = [server.pid, idle_server.pid]
+    results: dict[str, StreamResult] = {}
+    began = MachineUse.now(groups)
+    watched = (idle_server.login_url(), [dataclasses.replace(reads, name="control")])
+    used, allowed_ms = 0.0, 0.0
+    for _ in range(4):
+        loads = [watched, *((server.login_url(), [stream]) for stream in (reads, *beside))]
+        for name, result in run_traffic(loads, seconds=3.0).items():
+            results.setdefault(name, StreamResult()).merge(result)
+        used = MachineUse.now(groups).others_since(began)
+        bound_ms = workload.p99_s * 1000 / (1 - min(used, _TOO_BUSY))
+        allowed_ms = round(bound_ms + results["control"].percentile_ms(99), 3)
+        if results["read"].percentile_ms(99) <= allowed_ms:
+            break
+    return _Timed(
+        reads=results["read"],
+        control=results["control"],
+        others={stream.name: results[stream.name] for stream in beside},
+        used_by_others=used,
+        allowed_ms=allowed_ms,
+    )
 
 
 def _crowd(client: Client, contract: Contract) -> int:
@@ -343,8 +392,8 @@ def _crowd(client: Client, contract: Contract) -> int:
     if workload is None:
         return 0
     count = min(100_000, int(workload.share * contract.instance.maxmemory_bytes / (4 * KIB)))
-    for start in range(0, count, 1000):
-        names = range(start, min(start + 1000, count))
+    for start in range(0, count, 10_000):
+        names = range(start, min(start + 10_000, count))
         pipe: Any = client.pipeline(transaction=False)
         for number in names:
             pipe.set(f"{workload.prefix}crowd:{number}", b"x", ex=workload.ttl_s)
@@ -398,7 +447,11 @@ def test_declared_shares_hold_what_they_promise(
     missed: list[str] = []
     for stream in streams:
         own, result = plan.alone[stream.name], results[stream.name]
-        ensure(own.reachable > 0.2, f"{stream.name} asked for too few keys twice to tell anything")
+        if own.reachable < 0.2:
+            not_proven(
+                f"only {own.requests} requests of {stream.name} were answered in time, too few to ask for "
+                "keys twice: the machine, or the way to the server, is too slow to judge it from here"
+            )
         # The server's own needs are shared by all: a share is of what is left.
         room = contract.workloads[stream.name].share * (maxmemory - own.empty_bytes) + own.empty_bytes
         predicted, measured = own.hit_ratio(room), result.hits / max(1, result.requests - result.unsent)

@@ -61,7 +61,7 @@ def adapter_panels(workload: str, *, what: str) -> tuple[Panel, ...]:
             queries=(
                 Query(
                     expr="histogram_quantile(0.99, sum by (le, operation) "
-                    f"(rate(inference_cache_adapter_operation_duration_seconds_bucket{mine}{RATE})))",
+                    f"(rate(inference_cache_adapter_operation_duration_seconds_bucket{mine}{RATE}))) > 0",
                     legend="{{operation}}",
                 ),
             ),

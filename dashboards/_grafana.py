@@ -223,10 +223,8 @@ def _table(core: Any, panel: Panel, common: Mapping[str, Any]) -> Any:
                 },
             },
         ],
-        extraJson={
-            "options": {"cellHeight": "sm"},
-            "fieldConfig": {"defaults": {"noValue": _reason(panel)} if panel.empty_is_health else {}},
-        },
+        # No noValue: a table writes it into each cell that is empty.
+        extraJson={"options": {"cellHeight": "sm"}},
     )
 
 

@@ -137,11 +137,13 @@ def _cost() -> tuple[Panel, ...]:
         commands_refused(),
         Panel(
             title="Error replies by kind",
-            description="Error replies of the last five minutes by their first word: OOM and MISCONF are "
+            description="Error replies a second by their first word: OOM and MISCONF are "
             "refused writes. The series of a kind begins with its first error, so a very first burst is "
             "not counted here: see 'Commands refused', which counts from the start.",
-            unit=Unit.COUNT,
-            queries=(Query(expr="sum by (err) (increase(redis_errors_total{@}[5m])) > 0", legend="{{err}}"),),
+            unit=Unit.COMMANDS_PER_S,
+            queries=(
+                Query(expr=f"sum by (err) (rate(redis_errors_total{{@}}{RATE})) > 0", legend="{{err}}"),
+            ),
             empty_is_health="no command got an error reply.",
             bars=True,
             width=12,

@@ -13,7 +13,7 @@ from deploy._names import PASSWORD_FOLDER, PASSWORDS, Names
 from deploy._probes import probes
 from deploy._valkey import CONTAINER_SECURITY, arguments, image, server_arguments
 from deploy._yaml import Manifest
-from inference_cache.acl import EXPORTER, OPERATOR, render_acl
+from inference_cache.acl import EXPORTER, GATE, OPERATOR, render_acl
 from inference_cache.contract import Contract
 
 __all__ = [
@@ -33,7 +33,7 @@ _TEMPLATE_FOLDER = "/etc/valkey-template"
 
 def acl_users(contract: Contract) -> tuple[str, ...]:
     """Who has a password: a key of the Secret each."""
-    return (*contract.workloads, EXPORTER, OPERATOR)
+    return (*contract.workloads, EXPORTER, OPERATOR, GATE)
 
 
 def acl_template(contract: Contract) -> str:

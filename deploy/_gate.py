@@ -19,7 +19,7 @@ from deploy._exporters import (
 from deploy._names import CONTRACT_FILE, Names
 from deploy._valkey import CONTAINER_SECURITY, pod_security
 from deploy._yaml import Manifest
-from inference_cache.acl import OPERATOR
+from inference_cache.acl import GATE as GATE_USER
 
 __all__ = [
     "GATE",
@@ -163,9 +163,9 @@ def gate_with_login(names: Names, kind: str) -> Manifest:
     """What the Job or CronJob gets on top where the server asks for a password."""
     pod = {
         "containers": [
-            {"name": "gate", "args": _arguments(names, user=OPERATOR), "volumeMounts": [password_mount()]}
+            {"name": "gate", "args": _arguments(names, user=GATE_USER), "volumeMounts": [password_mount()]}
         ],
-        "volumes": [password_volume(OPERATOR)],
+        "volumes": [password_volume(GATE_USER)],
     }
     return pod_patch(names, kind, pod)
 

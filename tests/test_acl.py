@@ -15,7 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from fixtures.targets.embedded import EmbeddedServer, StartupError, shipped_executables
-from inference_cache.acl import EXPORTER, OPERATOR, render_acl
+from inference_cache.acl import EXPORTER, GATE, OPERATOR, render_acl
 from inference_cache.connection import Client, connect
 from inference_cache.contract import Contract, load
 from inference_cache.errors import AccessDenied, CommandRejected, ContractError, UsageError
@@ -23,7 +23,7 @@ from inference_cache.keyspace import Keyspace, purge
 
 CONTRACT = load()
 WORKLOADS = tuple(CONTRACT.workloads)
-USERS = (*WORKLOADS, EXPORTER, OPERATOR)
+USERS = (*WORKLOADS, EXPORTER, OPERATOR, GATE)
 PASSWORDS = {name: f"clear-text-of-{name}" for name in (*USERS, "default")}
 
 SCRIPT_SHA1 = hashlib.sha1(b"return(1)").hexdigest()
@@ -274,6 +274,42 @@ class TestOperator:
             call(client, command)
 
 
+class TestGate:
+    def test_does_what_the_workloads_do(self, server: EmbeddedServer, admin: Client) -> None:
+        """Below every declared prefix, and sees the configuration beside it."""
+        with as_user(server, GATE) as client:
+            for prefix in ("vllm:kv:", "emb:", "ray:", "session:"):
+                assert client.set(f"{prefix}k", b"v", ex=60)
+                assert client.get(f"{prefix}k") == b"v"
+            assert client.config_get("maxmemory")
+            assert client.info("memory")["used_memory"] > 0
+
+    def test_sees_foreign_keys_and_not_their_values(self, server: EmbeddedServer, admin: Client) -> None:
+        admin.set("stray", b"v")
+        with as_user(server, GATE) as client:
+            assert b"stray" in set(client.scan_iter(count=100))
+            assert client.type("stray") == b"string"
+            assert call(client, "MEMORY USAGE stray") > 0
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            *("GET stray", "SET stray v", "UNLINK stray", "EXPIRE stray 1", "KEYS *", "FLUSHALL", "SHUTDOWN"),
+            *(
+                "CONFIG SET maxmemory 1",
+                "ACL SETUSER x",
+                "DEBUG SLEEP 0",
+                "EVAL return(1) 1 stray",
+                "MONITOR",
+            ),
+        ],
+    )
+    def test_leaves_the_rest_alone(self, server: EmbeddedServer, admin: Client, command: str) -> None:
+        admin.set("stray", b"v")
+        with as_user(server, GATE) as client, pytest.raises(AccessDenied):
+            call(client, command)
+
+
 @pytest.fixture(params=sorted(shipped_executables()))
 def executable(request: pytest.FixtureRequest) -> Path:
     return shipped_executables()[request.param]
@@ -322,7 +358,7 @@ class TestWaysIn:
         path = tmp_path / "users.acl"
         path.write_text(render_acl(CONTRACT, passwords=dict.fromkeys(WORKLOADS, "x")))
         with EmbeddedServer(executable, settings(path)) as server:
-            for name in (EXPORTER, OPERATOR):
+            for name in (EXPORTER, OPERATOR, GATE):
                 with connect(server.url, username=name, password="x") as client, pytest.raises(AccessDenied):
                     client.ping()
 
@@ -368,7 +404,7 @@ class TestText:
         with pytest.raises(UsageError, match="'default', who is no user"):
             render_acl(CONTRACT, passwords=PASSWORDS, default_user="off")
 
-    @pytest.mark.parametrize("name", ["exporter", "operator", "default"])
+    @pytest.mark.parametrize("name", ["exporter", "operator", "gate", "default"])
     def test_a_workload_cannot_take_the_place_of_another_user(self, name: str) -> None:
         workload = dataclasses.replace(CONTRACT.workloads["ray"], name=name)
         contract = dataclasses.replace(CONTRACT, workloads={name: workload})

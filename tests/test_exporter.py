@@ -22,6 +22,7 @@ from fixtures.engines.prometheus_exporters import CacheExporter
 from fixtures.engines.prometheus_process import fetch
 from fixtures.engines.prometheus_scrape import Scrape, scrape
 from fixtures.targets.embedded import EmbeddedServer, shipped_executables
+from inference_cache.acl import render_acl
 from inference_cache.cli import main
 from inference_cache.contract import load
 from inference_cache.errors import UsageError
@@ -36,9 +37,15 @@ needs_server = pytest.mark.skipif(not shipped_executables(), reason="needs a ser
 pytestmark = needs_server
 
 
-@pytest.fixture(params=shipped_executables().values(), ids=shipped_executables())
+on_each_server = pytest.mark.parametrize(
+    "server", shipped_executables().values(), ids=shipped_executables(), indirect=True
+)
+
+
+@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(request.param, SETTINGS) as started:
+    default = next(iter(shipped_executables().values()))
+    with EmbeddedServer(getattr(request, "param", default), SETTINGS) as started:
         yield started
 
 
@@ -110,6 +117,7 @@ class TestWhatIsThere:
         assert seen.value("inference_cache_prefix_keys", prefix="emb:") == 2
         assert (seen.value("inference_cache_prefix_bytes", prefix="session:") or 0) > 50_000
 
+    @on_each_server
     def test_of_many_keys_is_estimated_within_the_error(self, server: EmbeddedServer) -> None:
         fill(server, {"vllm:kv:": 9000, "emb:": 6000, "session:": 3000})
         settings = Settings(budget_ops_s=5000, full_pass_s=1, info_every_s=0.1)
@@ -143,6 +151,7 @@ class TestWhatIsThere:
             )
 
 
+@on_each_server
 class TestWhatIsLost:
     def test_evictions_fall_on_the_prefix_that_lost_keys(self, server: EmbeddedServer) -> None:
         with server.connect() as client:
@@ -183,6 +192,7 @@ class TestWhatIsLost:
         assert sum(seen.by_label("inference_cache_prefix_evicted_keys_total", "prefix").values()) == 0
 
 
+@on_each_server
 class TestWhatItCosts:
     def test_no_hit_no_miss_and_no_key_touched(self, server: EmbeddedServer) -> None:
         fill(server, {"emb:": 300})
@@ -308,14 +318,17 @@ class TestWhenTheServerIsGone:
         assert seen.value("inference_cache_exporter_errors_total", reason="access")
         assert "secret" not in text
 
-    def test_a_user_with_few_rights_is_enough(self, server: EmbeddedServer) -> None:
-        fill(server, {"emb:": 10})
-        with server.connect() as client:
-            rights = "+ping +info +dbsize +scan +memory|usage +client|setname +client|setinfo"
-            client.execute_command("ACL SETUSER", "watcher", "on", ">pw", "~*", *rights.split())
-        url = f"valkey://watcher:pw@127.0.0.1:{server.port}"
-        with Exporter(url, contract=CONTRACT, settings=FAST) as opened:
-            until(opened.address, sampled, "a sample")
+    def test_the_exporter_of_the_acl_file_has_the_rights(self, tmp_path: Path) -> None:
+        names = [*CONTRACT.workloads, "exporter", "operator"]
+        users = tmp_path / "users.acl"
+        users.write_text(render_acl(CONTRACT, passwords={name: f"pw-{name}" for name in names}))
+        executable = next(iter(shipped_executables().values()))
+        with EmbeddedServer(executable, {**SETTINGS, "aclfile": str(users)}) as guarded:
+            url = f"valkey://exporter:pw-exporter@127.0.0.1:{guarded.port}"
+            with Exporter(url, contract=CONTRACT, settings=FAST) as opened:
+                seen = until(opened.address, sampled, "a sample")
+
+        assert not seen.samples.get("inference_cache_exporter_errors_total")
 
 
 class TestExposition:

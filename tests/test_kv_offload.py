@@ -18,6 +18,7 @@ from fixtures.faults.proxy import FaultProxy
 from fixtures.kv_blocks import BLOCK_BYTES, BlockRig, an_identity, block, bytes_of
 from fixtures.kv_configs import ADR, BAD_CONFIGS, GOOD_CONFIGS
 from fixtures.kv_partition import PARTITIONS
+from inference_cache.cli import main
 from inference_cache.connection import Client, connect
 from inference_cache.errors import MissingExtra, UsageError
 from inference_cache.keyspace import Keyspace
@@ -558,3 +559,35 @@ class TestListing:
         assert not listing.complete
         assert listing.keys_seen < 3000
         assert listing.runs[0].identity is None
+
+
+class TestCommand:
+    def test_prints_what_vllm_takes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["kv", "config", "--url", "redis://h:6379", "--vllm", "0.33.0", "host_memory=1gb"]
+        assert main([*arguments, "kv_events=true", "revision=12"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        extra = printed["kv_connector_extra_config"]
+        assert extra["cpu_bytes_to_use"] == 1024**3
+        assert extra["secondary_tiers"][0]["enable_kv_events"] is True
+        assert extra["secondary_tiers"][0]["ttl_s"] == 3600
+
+    def test_says_what_is_wrong(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["kv", "config", "--url", "redis://h:6379", "--vllm", "0.33.0", "tlt=5"]) == 2
+        assert "did you mean 'ttl'" in capsys.readouterr().err
+        assert main(["kv", "config", "--url", "redis://h:6379", "ttl"]) == 2
+        assert "KEY=VALUE" in capsys.readouterr().err
+
+    def test_lists_runs(self, server: Server, client: Client, capsys: pytest.CaptureFixture[str]) -> None:
+        with BlockRig(BlockTier, server.url) as rig:
+            rig.store(some(3))
+        assert main(["kv", "ls", "--url", server.url]) == 0
+        table = capsys.readouterr().out
+        assert "org/model" in table
+        assert rig.identity.fingerprint in table
+        assert main(["kv", "ls", "--url", server.url, "--format", "json"]) == 0
+        listed = json.loads(capsys.readouterr().out)
+        assert (listed["runs"][0]["blocks"], listed["complete"]) == (3, True)
+
+    def test_without_an_action_it_explains_itself(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["kv"]) == 2
+        assert "config" in capsys.readouterr().out

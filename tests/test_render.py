@@ -17,6 +17,14 @@ def run(*words: str) -> int:
     return main(["render", *words])
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder into which all was rendered."""
+    folder = tmp_path_factory.mktemp("out")
+    assert run("--out", str(folder)) == 0
+    return folder
+
+
 class TestCommitted:
     @pytest.mark.parametrize("package", GENERATED)
     def test_what_is_committed_is_what_the_contract_makes(
@@ -27,27 +35,21 @@ class TestCommitted:
 
 
 class TestOut:
-    @pytest.fixture(scope="class")
-    def folder(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("out")
-        assert run("--out", str(folder)) == 0
-        return folder
+    def test_each_package_has_a_folder(self, everything: Path) -> None:
+        assert sorted(path.name for path in everything.iterdir()) == sorted(GENERATED)
 
-    def test_each_package_has_a_folder(self, folder: Path) -> None:
-        assert sorted(path.name for path in folder.iterdir()) == sorted(GENERATED)
-
-    def test_it_is_all_there(self, folder: Path) -> None:
+    def test_it_is_all_there(self, everything: Path) -> None:
         made = {
-            folder / package / name: text
+            everything / package / name: text
             for package, files in rendered().items()
             for name, text in files.items()
         }
-        assert {path: path.read_text("utf-8") for path in folder.rglob("*") if path.is_file()} == made
+        assert {path: path.read_text("utf-8") for path in everything.rglob("*") if path.is_file()} == made
 
-    def test_what_is_right_is_left_alone(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        before = (folder / FILE).stat().st_mtime_ns
-        assert run("--out", str(folder)) == 0
-        assert (folder / FILE).stat().st_mtime_ns == before
+    def test_what_is_right_is_left_alone(self, everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        before = (everything / FILE).stat().st_mtime_ns
+        assert run("--out", str(everything)) == 0
+        assert (everything / FILE).stat().st_mtime_ns == before
         assert "wrote" not in capsys.readouterr().out
 
 

@@ -61,7 +61,7 @@ def main() -> int:
         rules = _write(alerts.files(contract, time_factor=TIME_FACTOR), folder / "alerts", only="rules/")
         boards = _write(dashboards.files(contract), folder / "dashboards")
         _say("the gate judges an embedded server")
-        verdict = judged(folder / "gate", "--group", "CFG", "--group", "ISO", "--group", "MEM")
+        verdict = judged(folder / "gate", "--group", "CFG", "--group", "ISO")
         server = stack.enter_context(EmbeddedServer(resolve_executable(None), server_settings(contract)))
         run = stack.enter_context(
             PressureRun(

@@ -34,10 +34,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         id="H02",
-        title="everything stands still for 0.2 s after every fifth write",
+        title="everything stands still for 1 s after every fifth write",
         way=Way.PROXY,
         clause="SHR-02",
-        faults=({"fault": "StallWhenEvicting", "every": 5, "seconds": 0.2},),
+        faults=({"fault": "StallWhenEvicting", "every": 5, "seconds": 1.0},),
         incident="transparent huge pages: the first write to each page after a fork copies 2 MiB",
     ),
     Mutant(

@@ -1,4 +1,4 @@
-"""The ACL file of an instance: a user for each workload, confined to its prefix, and two for the staff.
+"""The ACL file of an instance: a user for each workload, confined to its prefix, and three for the staff.
 
 ::
 
@@ -10,6 +10,8 @@
   GET nor SLOWLOG GET, because they show passwords and the arguments of other clients' commands.
 - ``operator`` looks deeper, with CONFIG GET and SLOWLOG GET, and purges a workload: SCAN, and UNLINK below
   the declared prefixes.
+- ``gate`` judges: it looks as ``operator`` does, and does what the workloads do below the declared prefixes.
+  It reads no value outside of them.
 
 A key pattern does not confine SCAN, KEYS, RANDOMKEY and DBSIZE, which tell of everybody's keys, so the user
 of a workload has none of them. Scripts run with the rights of their caller: a key that a script does not
@@ -25,12 +27,14 @@ from typing import Final, Literal
 from inference_cache.contract import Contract
 from inference_cache.errors import UsageError
 
-__all__ = ["EXPORTER", "OPERATOR", "render_acl"]
+__all__ = ["EXPORTER", "GATE", "OPERATOR", "render_acl"]
 
 EXPORTER: Final = "exporter"
 OPERATOR: Final = "operator"
+GATE: Final = "gate"
 _DEFAULT: Final = "default"
-_RESERVED: Final = (EXPORTER, OPERATOR, _DEFAULT)
+_STAFF: Final = (EXPORTER, OPERATOR, GATE)
+_RESERVED: Final = (*_STAFF, _DEFAULT)
 
 # Commands are named one by one: a category grows with the server's version, and would let new commands in.
 _CONNECTION: Final = ("auth", "hello", "ping", "client|setinfo", "client|setname")
@@ -49,6 +53,8 @@ _ADAPTER: Final = (
     *("eval", "evalsha", "script|load", "script|exists"),
     "time",
 )
+_LOOK: Final = ("type", "ttl", "pttl", "memory|usage", "exists")
+"""What tells of a key without its value."""
 _EXPORTER: Final = (
     *_CONNECTION,
     *("info", "dbsize", "scan", "type", "ttl", "pttl", "memory|usage"),
@@ -71,8 +77,8 @@ def render_acl(
     """The text of an ACL file, for ``aclfile`` in valkey.conf; each line without ``user`` is an ACL SETUSER.
 
     ``passwords`` gives clear text by user, and only digests are written: one for each workload, and at choice
-    for ``exporter`` and ``operator``, who are off without, and for ``default``. Without ``passwords`` each
-    user is let in with any, which guards against mistakes and not against malice.
+    for ``exporter``, ``operator`` and ``gate``, who are off without, and for ``default``. Without ``passwords``
+    each user is let in with any, which guards against mistakes and not against malice.
 
     ``default_user`` is who everybody is that does not authenticate. ``off`` shuts it out. ``keep`` leaves it
     with all rights, behind its password in ``passwords``. Mind that a server that loads an ACL file forgets
@@ -88,6 +94,8 @@ def render_acl(
     users += [
         _user(EXPORTER, _entry(EXPORTER, passwords), ["%R~*"], _EXPORTER),
         _user(OPERATOR, _entry(OPERATOR, passwords), ["%R~*", *every_own], _OPERATOR),
+        _user(GATE, _entry(GATE, passwords), every_own, dict.fromkeys((*_OPERATOR, *_ADAPTER)))
+        + f" (%R~* {' '.join(f'+{command}' for command in _LOOK)})",
     ]
     if default_user == "off":
         users.append(f"user {_DEFAULT} off resetpass resetkeys resetchannels -@all")
@@ -118,7 +126,7 @@ def _check_names(contract: Contract, passwords: Mapping[str, str] | None, defaul
         )
     if passwords is None:
         return
-    known = [*contract.workloads, EXPORTER, OPERATOR, *([_DEFAULT] if default_user == "keep" else [])]
+    known = [*contract.workloads, *_STAFF, *([_DEFAULT] if default_user == "keep" else [])]
     if unknown := [name for name in passwords if name not in known]:
         raise UsageError(f"a password for {unknown[0]!r}, who is no user; there are {', '.join(known)}")
     if empty := [name for name in known if passwords.get(name) == ""]:

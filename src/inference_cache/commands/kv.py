@@ -40,6 +40,8 @@ def add(commands: Any) -> None:
     config.set_defaults(run=_config)
 
 
+_TEXTS = ("revision", "weights_digest", "adapters", "host_memory")
+"""Settings that are text even when they look like a number."""
 _CONFIG_HELP = (
     'Prints one line: vllm serve MODEL --kv-transfer-config "$(inference-cache kv config --url URL)"'
 )
@@ -123,7 +125,7 @@ def _config(options: argparse.Namespace) -> int:
         key, mark, value = setting.partition("=")
         if not mark:
             raise UsageError(f"{setting!r}: write KEY=VALUE, as host_memory=16gb")
-        config[key] = _value(value)
+        config[key] = value if key in _TEXTS else _value(value)
     print(json.dumps(kv_cache_config(config, vllm_version=options.vllm)))
     return ExitCode.CONFORMANT
 

@@ -65,7 +65,9 @@ class Exporter:
             self._watcher.close()
             raise UsageError(f"cannot listen on {listen[0]}:{listen[1]}: {error}") from error
         self._http.pages = {"/metrics": self._metrics, "/healthz": self._health, "/readyz": self._ready}
-        self._thread = threading.Thread(target=self._http.serve_forever, name="exporter-http", daemon=True)
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(0.1,), name="exporter-http", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self.start()

@@ -31,6 +31,7 @@ _TYPES: Final = ("redis", "valkey")
 _CHOICES: Final = {"hash_seed": ("shared", "own"), "after_reset": ("new_keys", "same_keys")}
 _TEXTS: Final = ("revision", "weights_digest", "adapters")
 _TUNING: Final = tuple(each.name for each in fields(TierSettings) if each.name not in ("prefix", "ttl_s"))
+_NOT_IN_024: Final = ("blocks_per_value", "kv_events", "hash_seed")
 _KNOWN: Final = (
     *("type", "url", "prefix", "ttl", "host_memory", "blocks_per_value", "kv_events"),
     *_TEXTS,
@@ -109,6 +110,10 @@ def kv_cache_config(config: Mapping[str, Any], *, vllm_version: str | None = Non
     }
     if "blocks_per_value" in config:
         extra["blocks_per_chunk"] = found.of(_whole, "blocks_per_value", config["blocks_per_value"])
+    if line == "0.24":
+        for name in _NOT_IN_024:
+            if name in config:
+                found.add(f"{name}: vLLM 0.24 has no such thing; leave it out, or install 'vllm==0.33.*'")
     found.raise_all()
     extra["secondary_tiers"] = [tier]
     module = _NEW_MODULE

@@ -7,13 +7,11 @@ runs; :class:`ValkeyTier` is a secondary tier of its tiered offloading.
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from inference_cache.errors import MissingExtra
@@ -24,7 +22,8 @@ from inference_cache.kv_offload._jobs import Transfer
 from inference_cache.kv_offload._lookups import Found
 from inference_cache.kv_offload._settings import TierSettings
 from inference_cache.kv_offload._tier import BlockTier
-from inference_cache.kv_offload._weights import digest_of_folder, weights_of
+from inference_cache.kv_offload._vllm_facts import RequestScopes, engine_facts, options_of
+from inference_cache.kv_offload._weights import weights_of
 
 try:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_offload.base import OffloadKey, ReqContext, ScheduleEndContext
     from vllm.v1.kv_offload.tiering.base import TransferJob
 
-__all__ = ["ValkeyOffloadingConnector", "ValkeyTier", "engine_facts"]
+__all__ = ["ValkeyOffloadingConnector", "ValkeyTier"]
 
 _logger = logging.getLogger(__name__)
 
@@ -66,26 +65,6 @@ GAUGES = {
 _FOUND = {Found.HIT: LookupResult.HIT, Found.MISS: LookupResult.MISS, Found.LATER: LookupResult.RETRY}
 
 _facts: ContextVar[Mapping[str, str] | None] = ContextVar("inference_cache_engine_facts", default=None)
-
-
-def engine_facts(vllm_config: Any) -> dict[str, str]:
-    """What decides the bytes of blocks and is not in the configuration that vLLM hands to a tier."""
-    model = vllm_config.model_config
-    load_format = str(getattr(vllm_config.load_config, "load_format", ""))
-    facts = {
-        "compute_dtype": str(model.dtype).removeprefix("torch."),
-        "revision": str(model.revision or ""),
-        "quantization": str(model.quantization or ""),
-        "hash_algorithm": str(vllm_config.cache_config.prefix_caching_hash_algo),
-        "attention": str(getattr(getattr(vllm_config, "attention_config", None), "backend", "") or ""),
-        "kv_scales": str(getattr(vllm_config.cache_config, "calculate_kv_scales", "")),
-        "lora": "yes" if vllm_config.lora_config is not None else "",
-        # With everything that the command line overrides in it.
-        "model_config": json.dumps(model.hf_config.to_dict(), sort_keys=True, default=str),
-    }
-    if "dummy" in load_format:
-        facts["random_weights"] = str(model.seed)
-    return facts
 
 
 class ValkeyOffloadingConnector(OffloadingConnector):
@@ -141,9 +120,7 @@ class ValkeyTier(SecondaryTierManager):
                 "the connector is vLLM's own, so the tier knows neither dtype nor overrides of the model: "
                 "use 'ValkeyOffloadingConnector' from inference_cache.kv_offload.vllm_tier"
             )
-        self._scopes: dict[str, bytes] = {}
-        self._adapters = adapters
-        self._adapter_digests: dict[str, str] = {}
+        self._scopes = RequestScopes(self.core_class.scope_of, adapters=adapters)
         self._new_keys = after_reset == "new_keys"
         self._share_hashes(hash_seed, facts)
         identity = _identity(
@@ -175,43 +152,21 @@ class ValkeyTier(SecondaryTierManager):
     # --- requests
 
     def begin_request(self, request: Any) -> None:
-        """Notes what a request adds to its keys: which adapter, not just its name, and the cache salt."""
-        lora = getattr(request, "lora_request", None)
-        adapter = self._adapter(lora.lora_name, lora.lora_path) if lora is not None else ""
-        scope = self.core.scope_of(adapter=adapter, salt=getattr(request, "cache_salt", None) or "")
-        if scope:
-            self._scopes[request.request_id] = scope
-
-    def _adapter(self, name: str, path: str) -> str:
-        known = self._adapter_digests.get(path)
-        if known is None:
-            if Path(path).is_dir():
-                known = digest_of_folder(Path(path))
-            elif self._adapters:
-                known = f"declared:{self._adapters}:{path}"
-            else:
-                known = f"unknown:{secrets.token_hex(8)}"
-                _logger.error(
-                    "the adapter %r at %r is no folder, so its blocks are not shared with other processes: "
-                    "write 'adapters' into the KV cache configuration",
-                    name,
-                    path,
-                )
-            self._adapter_digests[path] = known
-        return f"{name}:{known}"
+        """Notes what a request adds to its keys."""
+        self._scopes.begin(request)
 
     def on_new_request(self, req_context: ReqContext) -> Any:
         return RequestOffloadingContext()
 
     def on_request_finished(self, req_context: ReqContext) -> None:
         self.core.forget(req_context.req_id)
-        self._scopes.pop(req_context.req_id, None)
+        self._scopes.end(req_context.req_id)
 
     def _block(self, key: OffloadKey, req_context: ReqContext) -> BlockId:
         return BlockId(
             group=get_offload_group_idx(key),
             digest=get_offload_block_hash(key),
-            scope=self._scopes.get(req_context.req_id, b""),
+            scope=self._scopes.of(req_context.req_id),
         )
 
     # --- the scheduler's calls
@@ -333,9 +288,5 @@ def _identity(
         decode_context_parallel=parallel.dcp_size,
         world_size=parallel.world_size,
         adapters=adapters or unknown_adapters,
-        options=tuple(
-            sorted(
-                (name, value) for name, value in facts.items() if name not in ("compute_dtype", "revision")
-            )
-        ),
+        options=options_of(facts),
     )

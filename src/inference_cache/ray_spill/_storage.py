@@ -20,6 +20,7 @@ from inference_cache.errors import (
     CacheError,
     InferenceCacheError,
     MissingExtra,
+    Unreachable,
     UnsafeServer,
     WriteRefused,
 )
@@ -183,6 +184,12 @@ class SpillStorage:
         """
         self._begin()
         key, offset, size_bytes = parse_url(url)
+        patience_s = self.params.restore_s
+        away_s = self._reads.open_for_s
+        if patience_s is not None and away_s > patience_s:
+            # Others have waited already; the thread in the background sees when it is back.
+            self.counters.add("restore", "lost_unavailable")
+            raise Unreachable(f"{self._client.endpoint} has not answered for {away_s:.0f} s")
         with self._restoring:
             source = _Source(
                 self._records.pieces(
@@ -480,7 +487,7 @@ class _Source:
         self._piece = memoryview(b"")
         self._left_bytes = 0
         self.begun = False
-        """Whether some of it was handed out and some is still to be fetched."""
+        """Whether Ray has begun to read it, and not come to its end."""
 
     def first(self) -> memoryview:
         self._piece = next(self._pieces)
@@ -492,6 +499,7 @@ class _Source:
 
     def readinto(self, target: memoryview) -> int:
         """Fills as much as there is at once. Raises BlobError and CacheError from the second piece on."""
+        self.begun = self._left_bytes > 0
         if not self._piece and self._left_bytes:
             self._piece = next(self._pieces, memoryview(b""))
             if not self._piece:

@@ -1,0 +1,323 @@
+"""A real Ray that spills to Valkey: how fast, how much, and what becomes of it when everything dies.
+
+::
+
+    python benchmarks/ray_spill.py compare     # against Ray's own storages, one table
+    python benchmarks/ray_spill.py volume      # 10 GB through a store of 500 MB
+    python benchmarks/ray_spill.py kills       # 30 rounds, in each something is killed amid the work
+
+Run from the checkout, in an environment with the extras ``gate`` and ``ray``. ``--write`` keeps the result
+in ``benchmarks/RESULTS.ray_spill.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from fixtures.engines.ray_cluster import RayCluster, RayFailed, RaySilent
+from fixtures.engines.ray_pool import object_keys
+from fixtures.observe import wait_for
+from fixtures.targets.embedded import EmbeddedServer, resolve_executable
+from inference_cache.errors import CacheError
+from inference_cache.ray_spill import SpillParams, SpillStorage
+
+MB = 1_000_000
+GIB = 1024**3
+RESULTS = Path(__file__).with_name("RESULTS.ray_spill.md")
+
+
+def valkey(maxmemory: str, **settings: str) -> EmbeddedServer:
+    base = {"maxmemory": maxmemory, "maxmemory-policy": "volatile-lru", "save": "", "appendonly": "no"}
+    return EmbeddedServer(
+        resolve_executable(None), {**base, **{k.replace("_", "-"): v for k, v in settings.items()}}
+    )
+
+
+def cpu_s(pids: Sequence[int]) -> float:
+    """Processor time of processes, in seconds; those that are gone count nothing."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+# --- compare
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One storage and one size of objects."""
+
+    storage: str
+    object_mb: int
+    put_mb_s: float
+    get_mb_s: float
+    cpu_s_per_gib: float
+    """Of IO workers, raylet and server, for a put and a get of a GiB."""
+    right: bool
+
+
+def measure(
+    name: str, object_mb: int, total_mb: int, spilling: Mapping[str, Any] | None, settings: Mapping[str, Any]
+) -> Row:
+    count = max(4, total_mb // object_mb)
+    store_bytes = max(150, 3 * object_mb) * MB
+    with valkey("6gb", io_threads="1") as server:
+        options: dict[str, Any] = {"store_bytes": store_bytes, "ray_settings": settings}
+        with RayCluster(url=server.url, object_spilling=spilling, **options) as cluster:
+
+            def spent_s() -> float:
+                return cpu_s([w.pid for w in cluster.io_workers()] + cluster.raylets + [server.pid])
+
+            cluster.get(cluster.put(2, MB, seed=0).numbers, timeout_s=60)
+            before_s = spent_s()
+            made = cluster.put(count, object_mb * MB, seed=1, deadline_s=300)
+            answers = cluster.get(made.numbers, timeout_s=120)
+            cost_s = spent_s() - before_s
+    moved_mb = count * object_mb
+    return Row(
+        storage=name,
+        object_mb=object_mb,
+        put_mb_s=moved_mb / made.took_s,
+        get_mb_s=moved_mb / sum(answer.took_s for answer in answers),
+        cpu_s_per_gib=cost_s / (moved_mb * MB / GIB),
+        right=all(answer.answer == "right" for answer in answers),
+    )
+
+
+def compare(options: argparse.Namespace) -> list[str]:
+    with (
+        tempfile.TemporaryDirectory(dir=options.disk) as disk,
+        tempfile.TemporaryDirectory(dir="/dev/shm") as shm,
+    ):
+
+        def filesystem(path: str) -> dict[str, Any]:
+            return {"type": "filesystem", "params": {"directory_path": path}}
+
+        storages: dict[str, tuple[Mapping[str, Any] | None, dict[str, Any]]] = {
+            "Valkey": (None, {}),
+            "Valkey, 4 IO workers": (None, {"max_io_workers": 4}),
+            "Valkey, min_spilling_size 10 MB": (None, {"min_spilling_size": 10 * MB}),
+            "filesystem, disk": (filesystem(disk), {}),
+            "filesystem, /dev/shm": (filesystem(shm), {}),
+            "smart_open, disk": ({"type": "smart_open", "params": {"uri": disk}}, {}),
+        }
+        rows: list[Row] = []
+        for size in options.sizes:
+            for name, (spilling, settings) in storages.items():
+                if options.quick and name.startswith("Valkey,"):
+                    continue
+                try:
+                    rounds = [
+                        measure(name, size, options.total_mb, spilling, settings)
+                        for _ in range(options.rounds)
+                    ]
+                except (RayFailed, RaySilent) as error:
+                    print(f"{name}, {size} MB: {error}", file=sys.stderr)
+                    continue
+                rows.append(max(rounds, key=lambda row: row.put_mb_s + row.get_mb_s))
+                print(rows[-1], flush=True)
+    lines = [
+        f"Load {os.getloadavg()[0]:.1f} at the end; {options.total_mb} MB a cell (at least 4 objects), best "
+        f"of {options.rounds} rounds; MB/s as the driver sees it, processor seconds of IO workers, raylet "
+        "and server for a GiB put and got.",
+        "",
+        "| storage | object | put MB/s | get MB/s | CPU s/GiB | all right |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.storage} | {row.object_mb} MB | {row.put_mb_s:.0f} | {row.get_mb_s:.0f} "
+        f"| {row.cpu_s_per_gib:.2f} | {'yes' if row.right else 'NO'} |"
+        for row in rows
+    ]
+    return lines
+
+
+# --- volume
+
+
+def volume(options: argparse.Namespace) -> list[str]:
+    """The whole volume in waves, each larger than the store; digests, keys, memory and descriptors."""
+    per_wave = options.total_mb // options.waves
+    answers: Counter[str] = Counter()
+    seen: list[tuple[int, int]] = []
+    put_s = get_s = 0.0
+    with (
+        valkey(f"{per_wave * 5 // 4 + 500}mb") as server,
+        server.connect() as client,
+        RayCluster(url=server.url, store_bytes=500 * MB) as cluster,
+    ):
+        for wave in range(options.waves):
+            made = cluster.put(per_wave // 20, 20 * MB, seed=1000 * wave, deadline_s=580)
+            got = cluster.get(made.numbers, timeout_s=60)
+            answers.update(answer.answer for answer in got)
+            put_s, get_s = put_s + made.took_s, get_s + sum(answer.took_s for answer in got)
+            workers = cluster.io_workers()
+            seen.append((max(w.rss_bytes() for w in workers) // MB, max(w.descriptors() for w in workers)))
+            most_keys = client.dbsize()
+            cluster.drop()
+            wait_for(lambda: client.dbsize() == 0, what="the key count to be 0", deadline_s=60)
+            print(f"wave {wave}: {most_keys} keys, then 0; largest IO worker {seen[-1]}", flush=True)
+    total_mb = per_wave * options.waves
+    return [
+        f"{total_mb} MB in objects of 20 MB through a store of 500 MB, in {options.waves} waves: "
+        + ", ".join(f"{count} {answer}" for answer, count in answers.items())
+        + f"; put {total_mb / put_s:.0f} MB/s, get {total_mb / get_s:.0f} MB/s; "
+        "key count 0 after each wave.",
+        "",
+        "Largest IO worker after each wave (MB of its own memory, descriptors): "
+        + ", ".join(f"{memory} / {files}" for memory, files in seen)
+        + ".",
+    ]
+
+
+# --- kills
+
+
+class Rounds:
+    """Kill something in the middle of putting and reading, again and again."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.rng = random.Random(options.seed)
+        self.options = options
+        self.answers: Counter[str] = Counter()
+        self.kills: Counter[str] = Counter()
+        self.slowest_s = 0.0
+        self.problems: list[str] = []
+        self.sessions: set[str] = set()
+
+    def run(self) -> list[str]:
+        with valkey("3gb", appendonly="yes", appendfsync="everysec") as server:
+            done = 0
+            while done < self.options.rounds:
+                with self._cluster(server) as cluster:
+                    self.sessions.add(cluster.session)
+                    while done < self.options.rounds:
+                        what = self.rng.choice(("server", "server", "IO worker", "IO worker", "raylet"))
+                        done += 1
+                        try:
+                            self._round(cluster, server, what)
+                        except RayFailed as error:
+                            if what != "raylet":
+                                self.problems.append(f"round {done}: {str(error).splitlines()[0]}")
+                            break
+                        except RaySilent as error:
+                            self.problems.append(f"round {done}, {what}: {str(error).splitlines()[0]}")
+                            break
+                        finally:
+                            print(done, what, dict(self.answers), self.problems[-1:], flush=True)
+            if not server.running:
+                server.start()
+            left, report = self._sweep(server)
+        wrong = self.answers["wrong"] + self.answers["late"]
+        return [
+            f"{self.options.rounds} rounds, killed: "
+            + ", ".join(f"{count} {what}" for what, count in sorted(self.kills.items()))
+            + ". Reads: "
+            + ", ".join(f"{count} {answer}" for answer, count in self.answers.most_common())
+            + f". Wrong or endless: {wrong}; slowest answer {self.slowest_s:.0f} s. "
+            f"After the janitor ({report}): {left} keys. Problems: {'; '.join(self.problems) or 'none'}.",
+        ]
+
+    def _cluster(self, server: EmbeddedServer) -> RayCluster:
+        return RayCluster(url=server.url, params={"lease_s": 5.0, "restore_s": 20.0})
+
+    def _round(self, cluster: RayCluster, server: EmbeddedServer, what: str) -> None:
+        timer = threading.Timer(self.rng.uniform(0.0, 1.5), self._kill, [cluster, server, what])
+        timer.start()
+        try:
+            seed = self.rng.randrange(2**30)
+            made = cluster.put(24, 6 * MB, seed=seed, deadline_s=120)
+            answers = cluster.get(made.numbers, timeout_s=60, together=True)
+        finally:
+            timer.join()
+            if not server.running:
+                server.start()
+        self.answers.update(answer.answer for answer in answers)
+        self.slowest_s = max(self.slowest_s, *(answer.took_s for answer in answers))
+        cluster.drop()
+
+    def _kill(self, cluster: RayCluster, server: EmbeddedServer, what: str) -> None:
+        if what == "server":
+            server.crash()
+            time.sleep(self.rng.uniform(0.0, 2.0))
+            server.start()
+        elif what == "raylet":
+            cluster.kill_raylet()
+        else:
+            workers = cluster.io_workers()
+            if not workers:
+                return
+            os.kill(self.rng.choice(workers).pid, signal.SIGKILL)
+        self.kills[what] += 1
+
+    def _sweep(self, server: EmbeddedServer) -> tuple[int, str]:
+        """Keys left after the janitor, and its report."""
+        time.sleep(6)
+        with server.connect() as client:
+            params = SpillParams(url=server.url, lease_s=5.0)
+            with SpillStorage(params, session="session_of_nobody", node="janitor") as janitor:
+                report = str(janitor.sweep())
+            left = len(object_keys(client))
+            for key in object_keys(client)[:5]:
+                print("left", key, client.pttl(key))
+            return left, report
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], list[str]]] = {
+    "compare": compare,
+    "volume": volume,
+    "kills": lambda options: Rounds(options).run(),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument(
+        "--total-mb", type=int, default=0, help="per cell, or in all (default: 400, or 10000)"
+    )
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 5, 50, 500], help="of objects, in MB")
+    parser.add_argument("--rounds", type=int, default=0, help="default: 2, or 30 for kills")
+    parser.add_argument("--waves", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--disk", default=None, help="folder for Ray's file storages")
+    parser.add_argument("--quick", action="store_true", help="without the variations of Valkey")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    options.total_mb = options.total_mb or (10_000 if options.command == "volume" else 400)
+    options.rounds = options.rounds or (30 if options.command == "kills" else 2)
+    try:
+        lines = COMMANDS[options.command](options)
+    except CacheError as error:
+        sys.exit(f"the server failed: {error}")
+    print("\n".join(lines))
+    if options.write:
+        before = RESULTS.read_text("utf-8") if RESULTS.exists() else "# Ray spills to Valkey\n"
+        RESULTS.write_text(
+            f"{before.rstrip()}\n\n## {options.command}\n\n" + "\n".join(lines) + "\n", "utf-8"
+        )
+
+
+if __name__ == "__main__":
+    main()
