@@ -6,7 +6,7 @@ from functools import partial
 
 from alerts.model import Alert, Case, Context, Eval, Kind, Severity, Target, number
 from alerts.series import COUNT, flat, humanize1024, ramp, then
-from inference_cache.contract import Workload
+from inference_cache.contract import Workload, may_evict
 
 __all__ = ["alerts"]
 
@@ -175,7 +175,19 @@ def _others(context: Context, prefix: str) -> str:
 def _prefix_hog(context: Context, workload: Workload) -> Alert:
     maxmemory = context.contract.instance.maxmemory_bytes
     prefix, share = workload.prefix, workload.share
-    part = min(1.5 * share, (1 + share) / 2)
+    # Nobody can take more than the others may lose, so half of that is much where it is less.
+    policy = context.contract.instance.maxmemory_policy
+    losable = sum(
+        other.share
+        for other in context.contract.workloads.values()
+        if other is not workload and may_evict(policy, has_ttl=other.ttl_s is not None)
+    )
+    part = min(1.5 * share, share + losable / 2)
+    how = (
+        f"1.5 * share of {workload.name}"
+        if part == 1.5 * share
+        else f"share of {workload.name} and half of what the others may lose"
+    )
     bound = round(part * maxmemory)
     description = (
         f"{prefix} holds {{{{ $value | humanize1024 }}}}B, declared are {share * 100:g} % of maxmemory "
@@ -200,15 +212,13 @@ def _prefix_hog(context: Context, workload: Workload) -> Alert:
         for_s=900,
         summary=f"{prefix} takes memory from the others",
         description=description,
-        threshold=(
-            f"1.5 * share of {workload.name} = {part * 100:.3g} % of maxmemory, while others are evicted"
-        ),
+        threshold=f"{how} = {part * 100:.3g} % of maxmemory, while others are evicted",
         dashboard=_DASHBOARD,
         workload=workload.name,
         cases=(
             Case(
                 kind=Kind.FIRES,
-                what=f"{prefix} half as large again as declared, others are evicted",
+                what=f"{prefix} far above its share, others are evicted",
                 inputs={held: flat(much, 60), lost: ramp(0, 60, 60)},
                 evals=(Eval(at="14m"), fires(at="30m")),
             ),

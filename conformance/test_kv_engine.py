@@ -28,6 +28,7 @@ from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, check, clause, ensure
 from inference_cache.connection import Client
 from inference_cache.contract import Contract
+from inference_cache.kv_offload import JobResult
 
 Implementation = Callable[[str], Any]
 
@@ -415,8 +416,8 @@ def test_a_stored_prefix_is_faster_than_computing_it(
 def test_device_blocks_come_back_bit_by_bit(
     servers: ServerFactory, implementation: Implementation, evidence: Evidence
 ) -> None:
-    """Blocks of bf16, fp16 and fp8 on a GPU, in both layouts that vLLM uses, come back to the device with their
-    bits, copied on streams of their own while another one computes.
+    """Blocks of bf16, fp16 and fp8 on a GPU, in both layouts that vLLM uses, come back to the device with
+    their bits, copied on a stream of their own while another one computes.
     """
     import torch
 
@@ -445,17 +446,11 @@ def test_device_blocks_come_back_bit_by_bit(
             with implementation("kv_offload")(
                 server.login_url(), memory=memoryview(host.numpy()), identity=identity
             ) as tier:
-                for number, (submit, asked) in enumerate(
-                    ((tier.submit_store, items), (tier.submit_load, there))
-                ):
-                    submit(number, asked)
-                    results: list[Any] = []
-                    wait_for(
-                        lambda tier=tier, results=results: bool(results.extend(tier.results()) or results),
-                        what="the job",
-                        deadline_s=30.0,
-                    )
-                    ensure(results[0].ok, f"{name}: blocks were not moved: {results[0]}")
+                tier.submit_store(1, items)
+                stored = only_result(tier)
+                tier.submit_load(2, there)
+                loaded = only_result(tier)
+            ensure(stored.ok and loaded.ok, f"{name}: blocks were not moved: {stored}, {loaded}")
             with torch.cuda.stream(copying):
                 back.copy_(host[slots:], non_blocking=True)
             copying.synchronize()
@@ -468,3 +463,15 @@ def test_device_blocks_come_back_bit_by_bit(
                 evidence={"dtype": name, "wrong": wrong},
             )
     evidence.record(device_blocks_compared=compared, device=str(torch.cuda.get_device_name()))
+
+
+def only_result(tier: Any) -> JobResult:
+    """The result of the one job that is under way."""
+    results: list[JobResult] = []
+
+    def there() -> bool:
+        results.extend(tier.results())
+        return bool(results)
+
+    wait_for(there, what="the job", deadline_s=30.0)
+    return results[0]

@@ -1,7 +1,7 @@
 """KV: blocks go out and come back the same.
 
 These specs hold the value path that a tier stands on: what is stored under ``vllm:kv:``, found and loaded.
-Those that need a vLLM engine are not written yet.
+The tier itself is judged in ``test_kv_tier.py``, with a vLLM engine in ``test_kv_engine.py``.
 """
 
 from __future__ import annotations

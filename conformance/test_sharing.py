@@ -225,9 +225,9 @@ def test_session_reads_stay_fast_beside_kv_blocks(
 
     Processes of their own make the load, open-loop: a read counts from when it was due. What is the machine's
     doing is not held against the server: the same reads go to an idle server at the same time, and what these
-    suffer is added to the bound; and where other processes use a part of the processors, the bound grows as
-    what is left shrinks. While the p99 is above it the sample grows, from 3 up to 12 s. A machine of which
-    others use more than 95 % is no place to measure: there a p99 above the bound proves nothing.
+    suffer is added to the bound. The sample grows from 3 up to 12 s while the p99 is above it. Then it fails
+    if the p99 is also above what other processes explain, which is the bound divided by the part of the
+    processors that they leave; in between, or where even the idle server misses the bound, nothing is proven.
 
     First the sessions are read with no block in sight, among as many keys as a full-size instance has: for
     the ratio, and because what walks the keyspace is slow only where there is one. For that reason no
@@ -318,23 +318,25 @@ def test_session_reads_stay_fast_beside_kv_blocks(
         observed=f"the server executed {', '.join(f'{name} {n} times' for name, n in walks.items())}",
         evidence=numbers,
     )
-    for timed, what in (
+    windows = (
         (alone, f"among {crowded} keys, with no flood"),
         (beside, f"while blocks of {block_bytes} bytes are stored, loaded and evicted"),
-    ):
-        within = timed.p99_ms <= timed.allowed_ms
-        if not within and timed.used_by_others > _TOO_BUSY:
-            not_proven(
-                f"p99 was {timed.p99_ms:g} ms {what}, but other processes used {timed.used_by_others:.0%} of "
-                "the machine meanwhile: that cannot be held against the server; judge it on a quieter machine"
-            )
+    )
+    for timed, what in windows:
         check(
-            within,
+            timed.within or not timed.decided,
             expected=f"p99 of session reads at most {timed.allowed_ms:g} ms {what} "
-            f"({workload.p99_s * 1000:g} ms, and what the machine adds to it)",
+            f"({workload.p99_s * 1000:g} ms, and what an idle server suffers)",
             observed=f"p99 was {timed.p99_ms:g} ms",
             evidence=numbers,
         )
+    for timed, what in windows:
+        if not timed.decided:
+            not_proven(
+                f"p99 was {timed.p99_ms:g} ms {what}, and {timed.control.percentile_ms(99):g} ms on an idle "
+                f"server; other processes used {timed.used_by_others:.0%} of the machine meanwhile: judge it "
+                "on a quieter one"
+            )
     ensure(evicted > 0, "no key was evicted while the reads were timed")
     ensure(busy.hits > 0, "not one session was read")
 
@@ -347,11 +349,27 @@ class _Timed:
     control: StreamResult
     others: dict[str, StreamResult]
     used_by_others: float
-    allowed_ms: float
+    bound_ms: float
 
     @property
     def p99_ms(self) -> float:
         return self.reads.percentile_ms(99)
+
+    @property
+    def allowed_ms(self) -> float:
+        return round(self.bound_ms + self.control.percentile_ms(99), 3)
+
+    @property
+    def within(self) -> bool:
+        """Within the bound, on a machine on which that says something."""
+        return self.p99_ms <= self.allowed_ms and self.control.percentile_ms(99) <= self.bound_ms
+
+    @property
+    def decided(self) -> bool:
+        """Whether the p99 is within the bound, or above all that other processes explain."""
+        left = 1 - self.used_by_others
+        explained_ms = self.bound_ms / max(left, 1 - _TOO_BUSY) + self.control.percentile_ms(99)
+        return self.within or (self.p99_ms > explained_ms and self.used_by_others <= _TOO_BUSY)
 
 
 def _timed(
@@ -364,26 +382,23 @@ def _timed(
 ) -> _Timed:
     """Time the reads in windows of 3 s, four at most, until their p99 is within what is allowed."""
     groups = [server.pid, idle_server.pid]
+    watched = (idle_server.login_url(), [dataclasses.replace(reads, name="control")])
+    loads = [watched, *((server.login_url(), [stream]) for stream in (reads, *beside))]
     results: dict[str, StreamResult] = {}
     began = MachineUse.now(groups)
-    watched = (idle_server.login_url(), [dataclasses.replace(reads, name="control")])
-    used, allowed_ms = 0.0, 0.0
-    for _ in range(4):
-        loads = [watched, *((server.login_url(), [stream]) for stream in (reads, *beside))]
+    for number in range(4):
         for name, result in run_traffic(loads, seconds=3.0).items():
             results.setdefault(name, StreamResult()).merge(result)
-        used = MachineUse.now(groups).others_since(began)
-        bound_ms = workload.p99_s * 1000 / (1 - min(used, _TOO_BUSY))
-        allowed_ms = round(bound_ms + results["control"].percentile_ms(99), 3)
-        if results["read"].percentile_ms(99) <= allowed_ms:
-            break
-    return _Timed(
-        reads=results["read"],
-        control=results["control"],
-        others={stream.name: results[stream.name] for stream in beside},
-        used_by_others=used,
-        allowed_ms=allowed_ms,
-    )
+        timed = _Timed(
+            reads=results["read"],
+            control=results["control"],
+            others={stream.name: results[stream.name] for stream in beside},
+            used_by_others=MachineUse.now(groups).others_since(began),
+            bound_ms=workload.p99_s * 1000,
+        )
+        if timed.within or number == 3:
+            return timed
+    raise AssertionError("the last window returns")
 
 
 def _crowd(client: Client, contract: Contract) -> int:

@@ -462,6 +462,18 @@ class TestGateOnALiveServer:
         assert "needs write" in run.clause("MEM-06")["reason"]
         assert not [line for line in sent if line.upper().startswith(("SET", "PEXPIRE", "HSET", "UNLINK"))]
 
+    def test_user_who_only_reads_is_not_taken_for_a_bad_server(self, tmp_path: Path) -> None:
+        """What the ACL forbids is not proven: an adapter that takes the refusal for a miss accuses nobody."""
+        with live_server() as server:
+            with server.connect() as client:
+                client.execute_command("ACL", "SETUSER", "reader", "on", ">pw", "%R~*", "+@all")
+            url = f"valkey://reader:pw@127.0.0.1:{server.port}"
+            clauses = ("EMB-01", "EMB-03", "SES-03", "SES-06", "MEM-06", "ISO-02", "CFG-02")
+            run = run_gate(tmp_path / "run", "--url", url, "--no-twin", *(f"--clause={c}" for c in clauses))
+        assert run.code == 0, run.output
+        assert {run.clause(c)["outcome"] for c in clauses if c != "CFG-02"} == {"not proven"}
+        assert any("may not use keys of" in note for note in run.report["target"]["notes"])
+
     def test_load_over_the_budget_is_not_proven(self, tmp_path: Path) -> None:
         """Neither a verdict on the server nor a defect of the suite: the reason names the bound."""
         with live_server() as server:

@@ -60,6 +60,8 @@ _EXPORTER: Final = (
     *("info", "dbsize", "scan", "type", "ttl", "pttl", "memory|usage"),
     *("slowlog|len", "latency|latest", "latency|history", "latency|histogram"),
 )
+_PROOFS: Final = ("append", "getset", "setrange", "xadd", "xrange")
+"""What specs do beyond adapters: any operation on one key must leave the others alone (ISO-02)."""
 _OPERATOR: Final = (
     *_EXPORTER,
     *("config|get", "slowlog|get", "client|list", "acl|dryrun"),
@@ -77,7 +79,7 @@ def render_acl(
     """The text of an ACL file, for ``aclfile`` in valkey.conf; each line without ``user`` is an ACL SETUSER.
 
     ``passwords`` gives clear text by user, and only digests are written: one for each workload, and at choice
-    for ``exporter``, ``operator`` and ``gate``, who are off without, and for ``default``. Without ``passwords``
+    for ``default``, and for ``exporter``, ``operator`` and ``gate``, who are off without. If none are given,
     each user is let in with any, which guards against mistakes and not against malice.
 
     ``default_user`` is who everybody is that does not authenticate. ``off`` shuts it out. ``keep`` leaves it
@@ -94,7 +96,7 @@ def render_acl(
     users += [
         _user(EXPORTER, _entry(EXPORTER, passwords), ["%R~*"], _EXPORTER),
         _user(OPERATOR, _entry(OPERATOR, passwords), ["%R~*", *every_own], _OPERATOR),
-        _user(GATE, _entry(GATE, passwords), every_own, dict.fromkeys((*_OPERATOR, *_ADAPTER)))
+        _user(GATE, _entry(GATE, passwords), every_own, dict.fromkeys((*_OPERATOR, *_ADAPTER, *_PROOFS)))
         + f" (%R~* {' '.join(f'+{command}' for command in _LOOK)})",
     ]
     if default_user == "off":

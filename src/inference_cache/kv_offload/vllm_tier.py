@@ -117,8 +117,9 @@ class ValkeyTier(SecondaryTierManager):
         facts = _facts.get() or {}
         if not facts:
             _logger.warning(
-                "the connector is vLLM's own, so the tier knows neither dtype nor overrides of the model: "
-                "use 'ValkeyOffloadingConnector' from inference_cache.kv_offload.vllm_tier"
+                "the connector is vLLM's own, so the tier knows neither dtype, overrides nor adapters of the "
+                "model, and shares its blocks with no other process unless 'adapters' is set: use "
+                "'ValkeyOffloadingConnector' from inference_cache.kv_offload.vllm_tier"
             )
         self._scopes = RequestScopes(self.core_class.scope_of, adapters=adapters)
         self._new_keys = after_reset == "new_keys"

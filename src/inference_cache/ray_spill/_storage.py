@@ -7,9 +7,9 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 from inference_cache.blobs import Outcome, Status
 from inference_cache.connection import Client, connect, deadline
@@ -34,6 +34,7 @@ from inference_cache.ray_spill._params import SpillParams
 from inference_cache.ray_spill._record import SpilledObject, parse_head, record_bytes, record_of
 from inference_cache.ray_spill._records import RecordStore
 from inference_cache.ray_spill._safety import check_server
+from inference_cache.ray_spill._source import PiecewiseSource, Source
 
 __all__ = ["Deliver", "SpillStorage", "TornRestore"]
 
@@ -51,12 +52,6 @@ class TornRestore(InferenceCacheError):
 
     Only an object in several chunks can be torn; others are whole before they are begun.
     """
-
-
-class Source(Protocol):
-    """The bytes of an object, to be read to the end."""
-
-    def readinto(self, target: memoryview) -> int: ...
 
 
 Deliver = Callable[[bytes, bytes, int, Source], None]
@@ -191,7 +186,7 @@ class SpillStorage:
             self.counters.add("restore", "lost_unavailable")
             raise Unreachable(f"{self._client.endpoint} has not answered for {away_s:.0f} s")
         with self._restoring:
-            source = _Source(
+            source = PiecewiseSource(
                 self._records.pieces(
                     key, self._memory, limit_s=self.params.limit_s, patience=self._patience()
                 )
@@ -326,7 +321,7 @@ class SpillStorage:
 
         return wait
 
-    def _deliver(self, source: _Source, offset: int, size_bytes: int, deliver: Deliver) -> int:
+    def _deliver(self, source: PiecewiseSource, offset: int, size_bytes: int, deliver: Deliver) -> int:
         first = source.first()
         total_bytes = size_bytes - offset
         if offset or len(first) > total_bytes:
@@ -477,43 +472,3 @@ _REFUSALS: Final = frozenset(
     {WriteRefused.reason, *(kind.reason for kind in WriteRefused.__subclasses__()), "access", "rejected"}
 )
 """Reasons of failures that only another try can tell the end of: the server answers, and says no."""
-
-
-class _Source:
-    """The bytes of an object out of the pieces of its record."""
-
-    def __init__(self, pieces: Iterator[memoryview]) -> None:
-        self._pieces = pieces
-        self._piece = memoryview(b"")
-        self._left_bytes = 0
-        self.begun = False
-        """Whether Ray has begun to read it, and not come to its end."""
-
-    def first(self) -> memoryview:
-        self._piece = next(self._pieces)
-        return self._piece
-
-    def skip(self, size_bytes: int, left_bytes: int) -> None:
-        self._piece = self._piece[size_bytes:]
-        self._left_bytes = left_bytes
-
-    def readinto(self, target: memoryview) -> int:
-        """Fills as much as there is at once. Raises BlobError and CacheError from the second piece on."""
-        self.begun = self._left_bytes > 0
-        if not self._piece and self._left_bytes:
-            self._piece = next(self._pieces, memoryview(b""))
-            if not self._piece:
-                raise BlobCorrupt(f"the last {self._left_bytes} bytes are missing", damage="short")
-        count = min(len(self._piece), len(target))
-        target[:count] = self._piece[:count]
-        self._piece = self._piece[count:]
-        self._left_bytes -= count
-        self.begun = self._left_bytes > 0
-        return count
-
-    def close(self) -> None:
-        """Ends the fetching."""
-        self._piece = memoryview(b"")
-        close: Callable[[], None] | None = getattr(self._pieces, "close", None)
-        if close is not None:
-            close()
