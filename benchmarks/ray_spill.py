@@ -263,10 +263,8 @@ class Rounds:
         elif what == "raylet":
             cluster.kill_raylet()
         else:
-            workers = cluster.io_workers()
-            if not workers:
-                return
-            os.kill(self.rng.choice(workers).pid, signal.SIGKILL)
+            wait_for(lambda: bool(cluster.io_workers()), what="an IO worker to kill", deadline_s=30)
+            os.kill(self.rng.choice(cluster.io_workers()).pid, signal.SIGKILL)
         self.kills[what] += 1
 
     def _sweep(self, server: EmbeddedServer) -> tuple[int, str]:

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixtures.faults.catalog import BitFlip, BlackHole, ErrorReply, Refuse, Truncate
+from fixtures.faults.catalog import BitFlip, BlackHole, ErrorReply, LateReply, Refuse, Truncate
 from fixtures.faults.proxy import FaultProxy
 from inference_cache import ray_hook
 from inference_cache.cli import main
@@ -392,6 +392,25 @@ class TestTrouble:
                 assert client.exists(*(parse_url(url)[0] for url in urls)) == 2
             eventually(lambda: client.dbsize() == 0, "the deletions to be made up for")
 
+    def test_what_was_in_doubt_is_undone_later(
+        self, make: Callable[..., SpillStorage], server: Server, client: Client
+    ) -> None:
+        with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
+            storage = make(url=f"valkey://127.0.0.1:{proxy.port}", call_s=0.5)
+            with proxy.fault(LateReply(seconds=2, commands=["SET"])):
+                assert storage.spill([an_object(1, 1000)]) == []
+            eventually(lambda: client.dbsize() == 0, "what was stored unseen to be removed")
+
+    def test_undoing_spares_an_object_that_was_stored_again(self, make: Callable[..., SpillStorage]) -> None:
+        storage = make()
+        item = an_object(1, 3 * CHUNK)
+        storage._doubtful = {item.id: "the token of an earlier try"}
+        [url] = storage.spill([item])
+        storage._undo_doubtful()
+
+        assert restored(storage, url)[2] == bytes(item.buffer)
+        assert storage._doubtful == {}
+
     def test_metrics_are_written(self, make: Callable[..., SpillStorage], tmp_path: Path) -> None:
         pytest.importorskip("prometheus_client", reason="pip install 'inference-cache[gate]'")
         storage = make(metrics_folder=str(tmp_path))
@@ -557,6 +576,20 @@ class TestJanitor:
 
         assert self.sweep(make(), Life.ALIVE, dead_sessions=["over"]).removed == 1
         assert client.dbsize() == 0
+
+    def test_the_storage_sweeps_by_itself(
+        self, make: Callable[..., SpillStorage], server: Server, client: Client
+    ) -> None:
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            gone = f"127.0.0.1:{bound.getsockname()[1]}"
+        params = SpillParams(url=server.url, sweep_every_s=None)
+        with SpillStorage(params, session="over", node="n", gcs=gone) as dead:
+            dead.spill([an_object(1, 10)])
+        age(client)
+        make(sweep_every_s=0.5).delete([])
+
+        eventually(lambda: client.dbsize() == 0, "the keys of the dead to be swept")
 
     def test_one_works_at_a_time(self, make: Callable[..., SpillStorage], client: Client) -> None:
         make(node="other").spill([an_object(1, 10)])
