@@ -22,7 +22,7 @@ CONFORMANCE = ROOT / "conformance"
 CONTRACT = load()
 INDEX = spec_index(CONFORMANCE)
 DOCS = spec_docs(CONFORMANCE)
-COVERED_GROUPS = ("CFG", "ISO", "MEM", "DUR", "EMB", "SES", "AVL", "RAY", "SHR", "KV")
+COVERED_GROUPS = ("CFG", "ISO", "MEM", "DUR", "EMB", "SES", "AVL", "RAY", "SHR", "KV", "OBS", "SEC")
 SUITE = {
     "test_one.py": '''
         @clause("CFG-01", needs={"read"})
