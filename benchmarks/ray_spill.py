@@ -215,6 +215,8 @@ class Rounds:
                         done += 1
                         try:
                             self._round(cluster, server, what)
+                            if what == "raylet":
+                                break  # whatever it had done until then, this cluster is over
                         except RayFailed as error:
                             if what != "raylet":
                                 self.problems.append(f"round {done}: {str(error).splitlines()[0]}")

@@ -15,7 +15,7 @@ from fixtures.incidents.healthy import HotCache
 from fixtures.incidents.incident import Stage
 from fixtures.incidents.watched import EXPORTER_JOB, REDIS_JOB, Watched, rule_files, scaled_contract
 from fixtures.observe import require_config, require_info
-from fixtures.run_state import option
+from fixtures.run_state import contract_option
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure
 from inference_cache.contract import Contract
@@ -40,7 +40,7 @@ def stage(servers: ServerFactory, contract: Contract, pytestconfig: pytest.Confi
     return Stage(
         scaled_contract(contract, MAXMEMORY_BYTES),
         servers.scaled,
-        contract_name=option(pytestconfig, "contract"),
+        contract_name=contract_option(pytestconfig),
         folder=tmp_path,
     )
 

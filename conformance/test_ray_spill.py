@@ -21,7 +21,7 @@ from fixtures.faults.catalog import BitFlip, BlackHole, ErrorReply, FlipOver, Tr
 from fixtures.faults.fault import Fault
 from fixtures.faults.proxy import FaultProxy
 from fixtures.observe import wait_for
-from fixtures.run_state import option
+from fixtures.run_state import contract_option
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure
 from fixtures.targets import Target
@@ -47,7 +47,7 @@ _FREED_WITHIN_S = 20.0
 @pytest.fixture(scope="module")
 def pool(target: Target, implementation: Implementation, pytestconfig: pytest.Config) -> Iterator[RayPool]:
     """The Ray cluster that specs share."""
-    contract = option(pytestconfig, "contract") or "adr_0023"
+    contract = contract_option(pytestconfig) or "adr_0023"
     with RayPool(target, implementation("ray_spill"), contract) as shared:
         yield shared
 
