@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from inference_cache.blobs import Outcome
-from inference_cache.errors import BlobError, CacheError
+from inference_cache.errors import BlobError, BlobLost, CacheError
 from inference_cache.ray_spill import SpilledObject, SpillStorage, SweepReport
 from inference_cache.ray_spill._gcs import Life
 from inference_cache.ray_spill._janitor import sweep
-from inference_cache.ray_spill._names import parse_url
+from inference_cache.ray_spill._names import SpillNames, parse_url
 from inference_cache.ray_spill._record import HEAD_BYTES
 from mutants.liveness import note_adapter
 
@@ -23,7 +23,9 @@ __all__ = [
     "DeletesNothing",
     "DestroysTheSession",
     "ExpiresLiveObjects",
+    "ForgetsTheChunks",
     "IgnoresTheOffset",
+    "ReadsItsOwnOnly",
     "SendsOverAndOver",
     "TrustsTheLeaseAlone",
     "TrustsWhatItFinds",
@@ -168,6 +170,26 @@ class TrustsTheLeaseAlone(SpillStorage):
             dead_sessions=dead_sessions,
             life=lambda _: Life.DEAD,
         )
+
+
+class ForgetsTheChunks(SpillStorage):
+    """Of an object in chunks only the manifest is removed."""
+
+    def _remove_all(self, names: SpillNames, ids: Sequence[str]) -> None:
+        if ids:
+            note_adapter("ForgetsTheChunks")
+            self._client.unlink(*(names.key(object_id) for object_id in ids))
+        self._book.remove(ids, names=names)
+
+
+class ReadsItsOwnOnly(SpillStorage):
+    """What another node spilled is taken for lost."""
+
+    def restore(self, url: str | bytes, deliver: Any) -> int:
+        if not parse_url(url)[0].startswith(self.names.objects.prefix.encode()):
+            note_adapter("ReadsItsOwnOnly")
+            raise BlobLost("this node did not spill it")
+        return super().restore(url, deliver)
 
 
 class SendsOverAndOver(SpillStorage):

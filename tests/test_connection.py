@@ -775,7 +775,7 @@ def test_error_replies_are_typed(reply: str, at: str) -> None:
         (b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n", "web server"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "another service"),
         (b"\x15\x03\x03\x00\x02\x02\x0a", "valkeys://"),
-        (b"<!DOCTYPE HTML>\n<html>\n", "another service"),
+        (b"<!DOCTYPE HTML>\n<html>\n", "web server"),
         (b":twelve\r\n", "cannot be read"),
         (b"$many\r\n", "cannot be read"),
         (b"*1\r\n" * 100_000, "cannot be read"),

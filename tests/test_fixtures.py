@@ -639,7 +639,7 @@ def unsteady():
 def test_cleans_up_badly(unsteady):
     check(True, expected="", observed="")
 
-@clause("CFG-09", needs={"ray"})
+@clause("CFG-09", needs={"gpu"})
 def test_needs_more_than_there_is():
     raise AssertionError("it must not run")
 """
@@ -703,7 +703,7 @@ class TestOwnSpecs:
         assert reasons["CFG-05"] == "the server hides it"
         assert reasons["CFG-06"] == "test_holds_in_part: not proven: the rest is hidden"
         assert reasons["CFG-07"] == "OSError in teardown: clean-up failed"
-        assert "needs ray, which a embedded target does not offer" in reasons["CFG-09"].replace(" an ", " a ")
+        assert "needs gpu, which is not here" in reasons["CFG-09"]
         (finding,) = clauses["CFG-02"]["findings"]
         assert finding["expected"] in ("below 100", "above -100")
         assert finding["remedy"] in (CONTRACT.clauses["CFG-02"].remedy, "add")

@@ -553,6 +553,7 @@ READ_ONLY = frozenset(
         ),
         *("get", "hello", "info", "memory|usage", "ping", "scan", "select", "strlen", "time", "ttl", "type"),
         *("client|no-touch", "dump", "getrange", "pexpiretime", "randomkey", "role"),
+        *("slowlog|len", "latency|latest"),
     }
 )
 

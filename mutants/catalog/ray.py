@@ -27,6 +27,20 @@ MUTANTS: tuple[Mutant, ...] = (
         "TrustsWhatItFinds",
         "Ray's own storages compare lengths that the file itself names, and no checksum",
     ),
+    _storage(
+        "R05",
+        "the chunks of a large object stay when it is deleted",
+        "RAY-05",
+        "ForgetsTheChunks",
+        "clients that split large values and delete by the name that they were given",
+    ),
+    _storage(
+        "R13",
+        "a node restores only what it has spilled itself",
+        "RAY-08",
+        "ReadsItsOwnOnly",
+        "Ray's own file system storage: with the node its spilled objects are gone",
+    ),
     _storage("R03", "the owner's address is zeroed", "RAY-07", "ZeroesTheOwner"),
     _storage(
         "R04",
