@@ -526,8 +526,8 @@ def test_nodes_restore_each_others_objects(pool: RayPool, evidence: Evidence, rn
 
 
 def _put_until_spilled(client: Client, cluster: RayCluster, rng: random.Random) -> Made:
-    """Objects of which some were spilled. Where spilling is still held back, because of a trouble that has just
-    ended, Ray maps files for what does not fit, and never spills those: they are dropped, and others put.
+    """Objects of which some were spilled. Where spilling is still held back, because of a trouble that has
+    just ended, Ray maps files for what does not fit and never spills those: they are dropped, and others put.
     """
     end = time.monotonic() + 60
     while True:
