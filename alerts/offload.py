@@ -14,7 +14,8 @@ _DASHBOARD = "offload"
 WORKLOAD = "vllm_kv"
 """The workload of the contract that this group is about."""
 
-_APP = 'job="vllm", instance="vllm:8000", adapter="kv_offload", workload="vllm_kv"'
+_BLOCKS = "vllm:kv_offload_valkey_blocks_total"
+"""Of our tier, by operation (lookup, load, store) and by how it ended; vLLM exposes it."""
 _ENGINE = 'job="vllm", instance="vllm:8000", model_name="m", engine="0"'
 
 
@@ -26,7 +27,7 @@ def alerts(context: Context) -> tuple[Alert, ...]:
 
 
 def _corrupt(context: Context) -> Alert:
-    damaged = f'workload="{WORKLOAD}", reason=~"short|long|checksum|foreign|version|size|corrupt"'
+    damaged = 'operation="load", reason=~"short|long|checksum|foreign|version|size|corrupt"'
     description = (
         f"{COUNT} blocks in 15 minutes were there and not what was stored ({{{{ $labels.reason }}}}). They "
         "were "
@@ -35,7 +36,7 @@ def _corrupt(context: Context) -> Alert:
     )
 
     def series(reason: str) -> str:
-        return f'inference_cache_adapter_misses_total{{{_APP}, reason="{reason}"}}'
+        return f'{_BLOCKS}{{{_ENGINE}, operation="load", reason="{reason}"}}'
 
     fires = partial(
         Eval,
@@ -48,7 +49,7 @@ def _corrupt(context: Context) -> Alert:
         group="offload",
         severity=Severity.WARNING,
         expr=appeared(
-            f"inference_cache_adapter_misses_total{{{damaged}}}",
+            f"{_BLOCKS}{{{damaged}}}",
             window=context.window(900),
             kept="namespace, reason",
         ),
@@ -68,7 +69,7 @@ def _corrupt(context: Context) -> Alert:
             Case(
                 kind=Kind.QUIET,
                 what="blocks that are not there, and damage of an hour ago",
-                inputs={series("absent"): ramp(0, 600, 90), series("checksum"): flat(3, 90)},
+                inputs={series("miss"): ramp(0, 600, 90), series("checksum"): flat(3, 90)},
                 evals=(Eval(at="30m"), Eval(at="89m")),
             ),
             Case(
@@ -185,21 +186,21 @@ def _backpressure(context: Context) -> Alert:
 
 def _useless(context: Context) -> Alert:
     hour = context.window(3600)
-    mine = f'workload="{WORKLOAD}"'
 
-    def rate(name: str, matchers: str = mine) -> str:
-        return f"sum by (namespace) (rate(inference_cache_adapter_{name}{{{matchers}}}[{hour}]))"
+    def rate(operation: str, reason: str) -> str:
+        matchers = f'operation="{operation}", reason="{reason}"'
+        return f"sum by (namespace) (rate({_BLOCKS}{{{matchers}}}[{hour}]))"
 
-    hits, misses = rate("hits_total"), rate("misses_total")
-    written = rate("bytes_total", f'{mine}, direction="write"')
+    hits, misses, written = rate("lookup", "hit"), rate("lookup", "miss"), rate("store", "stored")
     description = (
         "Of the blocks that vLLM looked up in an hour {{ $value | humanizePercentage }} were found, while "
         "it goes on storing. Storing them costs bandwidth and the memory of others, and saves nobody a "
         "prefill."
     )
-    found = f"inference_cache_adapter_hits_total{{{_APP}}}"
-    lost = f'inference_cache_adapter_misses_total{{{_APP}, reason="absent"}}'
-    stored = f'inference_cache_adapter_bytes_total{{{_APP}, direction="write"}}'
+    found, lost, stored = (
+        f'{_BLOCKS}{{{_ENGINE}, operation="{operation}", reason="{reason}"}}'
+        for operation, reason in (("lookup", "hit"), ("lookup", "miss"), ("store", "stored"))
+    )
 
     def scraped(hits: str, misses: str, count: int) -> dict[str, str]:
         return {found: hits, lost: misses, stored: ramp(0, 1e6, count)}

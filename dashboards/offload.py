@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dashboards._adapters import adapter_panels, prefix_panels
+from dashboards._adapters import prefix_panels
 from dashboards._model import Board, Panel, Query, Row, Unit
 from dashboards._shared import RATE
 from inference_cache.contract import Contract
@@ -25,7 +25,7 @@ def offload(contract: Contract) -> Board:
             Row(title="Does it pay (vLLM)", panels=_pays()),
             Row(title="What moves (vLLM)", panels=_moves()),
             Row(title="Where it stalls (vLLM)", panels=_stalls()),
-            Row(title="The tier (adapter)", panels=adapter_panels(WORKLOAD, what="blocks")),
+            Row(title="The tier on Valkey (vLLM)", panels=_tier()),
             Row(title="The cache", panels=prefix_panels(workload, what="blocks")),
         ),
     )
@@ -107,6 +107,53 @@ def _moves() -> tuple[Panel, ...]:
                 ),
             ),
             maximum=1,
+        ),
+    )
+
+
+def _tier() -> tuple[Panel, ...]:
+    blocks = "vllm:kv_offload_valkey_blocks_total"
+    return (
+        Panel(
+            title="Blocks looked up",
+            description="Blocks a second that the tier was asked for, by what it answered. Misses of blocks "
+            "that were stored a while ago mean that the cache evicts them too early.",
+            unit=Unit.EVENTS_PER_S,
+            queries=(
+                Query(
+                    expr=f'sum by (reason) (rate({blocks}{{@, operation="lookup"}}{RATE}))',
+                    legend="{{reason}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Blocks loaded and stored",
+            description="Blocks a second, by how it ended: hit and stored are well, checksum and its like "
+            "are damage, queue_full, pushed_out and late are a tier that is too slow.",
+            unit=Unit.EVENTS_PER_S,
+            queries=(
+                Query(
+                    expr=f'sum by (operation, reason) (rate({blocks}{{@, operation=~"load|store"}}{RATE}))',
+                    legend="{{operation}} {{reason}}",
+                ),
+            ),
+        ),
+        Panel(
+            title="Waiting for a connection",
+            description="Bytes that wait to be stored or loaded. What does not fit into the queue is "
+            "dropped, stores before loads.",
+            unit=Unit.BYTES,
+            queries=(Query(expr="sum(vllm:kv_offload_valkey_waiting_bytes{@})", legend="waiting"),),
+        ),
+        Panel(
+            title="Away or refusing",
+            description="Engines for which the server counts as away (nobody waits for it; blocks are "
+            "computed), and engines whose stores it refuses because it is full or cannot save.",
+            unit=Unit.COUNT,
+            queries=(
+                Query(expr="sum(vllm:kv_offload_valkey_away{@})", legend="away"),
+                Query(expr="sum(vllm:kv_offload_valkey_writes_paused{@})", legend="refusing"),
+            ),
         ),
     )
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from fixtures import topologies
 from fixtures.targets.configuration import server_settings
+from fixtures.targets.embedded import EmbeddedServer, shipped_executables
 from inference_cache.contract import load
 from mutants.liveness import note
 
@@ -86,6 +88,57 @@ def live_socket(liveness: Path) -> Iterator[dict[str, str]]:
 
 
 @contextmanager
+def live_full(liveness: Path) -> Iterator[dict[str, str]]:
+    """A server that is at maxmemory before the run begins, and evicts for each new key."""
+    decided = {**as_decided(), "maxmemory": "64mb", "maxmemory-samples": "10"}
+    with EmbeddedServer(default_executable(), decided) as server, server.connect(deadline_s=60) as client:
+        prefixes = [workload.prefix for workload in load(None).workloads.values()]
+        number = 0
+        while int(client.info("stats")["evicted_keys"]) < 1000:
+            pipe = client.pipeline(transaction=False)
+            for _ in range(200):
+                pipe.set(f"{prefixes[number % len(prefixes)]}full:{number}", b"x" * 4096, ex=3600)
+                number += 1
+            pipe.execute()
+        yield {"url": server.url}
+
+
+@contextmanager
+def live_with_owners(liveness: Path) -> Iterator[dict[str, str]]:
+    """A server whose other users write, read and delete keys of all prefixes all the time."""
+    prefixes = [workload.prefix for workload in load(None).workloads.values()]
+    stop = threading.Event()
+
+    def use(server: EmbeddedServer) -> None:
+        with server.connect(deadline_s=60) as client:
+            number = 0
+            while not stop.is_set():
+                key = f"{prefixes[number % len(prefixes)]}conformance:owner:{number % 2000}"
+                client.set(key, b"%d" % number)
+                client.get(key)
+                if number % 7 == 0:
+                    client.unlink(key)
+                number += 1
+                time.sleep(0.001)
+
+    with EmbeddedServer(default_executable(), as_decided()) as server:
+        threads = [threading.Thread(target=use, args=(server,), daemon=True) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            yield {"url": server.url}
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+
+def default_executable() -> Path:
+    """The server that is judged where no other is named."""
+    return next(iter(shipped_executables().values()))
+
+
+@contextmanager
 def live_tls(liveness: Path) -> Iterator[dict[str, str]]:
     with (
         topologies.Authority() as authority,
@@ -106,5 +159,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         live_least_privilege,
         live_socket,
         live_tls,
+        live_full,
+        live_with_owners,
     )
 }

@@ -416,9 +416,14 @@ class TestTrouble:
         storage = make(metrics_folder=str(tmp_path))
         storage.spill([an_object(1, 1000)])
         path = tmp_path / f"ray_spill_{os.getpid()}.prom"
-        eventually(lambda: path.exists() and 'result="stored"' in path.read_text(), "the metrics")
+        eventually(lambda: path.exists() and 'direction="write"' in path.read_text(), "the metrics")
 
-        assert "inference_cache_ray_spill_bytes" in path.read_text()
+        [line] = [
+            t for t in path.read_text().splitlines() if t.startswith("inference_cache_adapter_bytes_total{")
+        ]
+        assert 'workload="ray"' in line
+        assert f'pid="{os.getpid()}"' in line
+        assert float(line.split()[-1]) > 1000
 
 
 class TestBreaker:

@@ -145,6 +145,13 @@ GOOD_SYSTEMS: tuple[GoodSystem, ...] = (
         title="live: a user without CONFIG and INFO",
         environment="live_least_privilege",
     ),
+    GoodSystem(
+        id="G-FULL-LIVE",
+        title="live: full before the run begins",
+        environment="live_full",
+        contract='[instance]\nmaxmemory = "64mb"\nmemory_limit = "96mb"\nmemory_request = "64mb"\n',
+    ),
+    GoodSystem(id="G-OWNERS", title="live: its owners write during the run", environment="live_with_owners"),
     GoodSystem(id="G-SOCKET", title="live: on a unix socket only", environment="live_socket"),
     GoodSystem(
         id="G-TLS-LIVE",

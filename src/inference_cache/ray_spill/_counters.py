@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Final
-
-from inference_cache.errors import MissingExtra
 
 __all__ = ["Counters", "QuietLog"]
 
 _QUIET_S: Final = 30.0
-_HELP: Final = "Spilled Ray objects by operation and how it ended."
 
 
 class Counters:
@@ -33,29 +28,6 @@ class Counters:
     def copy(self) -> Mapping[tuple[str, str], int]:
         with self._lock:
             return dict(self._counts)
-
-    def write_textfile(self, folder: Path, labels: Mapping[str, str]) -> Path:
-        """Writes ``ray_spill_<pid>.prom``, for the textfile collector of node_exporter.
-
-        Raises:
-            MissingExtra: prometheus_client is not installed.
-        """
-        try:
-            from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
-        except ImportError as error:
-            raise MissingExtra(module="prometheus_client", extra="gate") from error
-        registry = CollectorRegistry()
-        names = [*labels, "operation", "result"]
-        objects = Gauge("inference_cache_ray_spill_objects", _HELP, names, registry=registry)
-        sizes = Gauge(
-            "inference_cache_ray_spill_bytes", "Bytes moved, by operation.", names, registry=registry
-        )
-        for (operation, result), count in self.copy().items():
-            family = sizes if result == "bytes" else objects
-            family.labels(*labels.values(), operation, result).set(count)
-        path = folder / f"ray_spill_{os.getpid()}.prom"
-        write_to_textfile(str(path), registry)
-        return path
 
 
 class QuietLog:

@@ -28,6 +28,7 @@ from inference_cache.keyspace import Keyspace
 from inference_cache.ray_spill._breaker import Breaker
 from inference_cache.ray_spill._counters import Counters, QuietLog
 from inference_cache.ray_spill._janitor import SweepReport, sweep
+from inference_cache.ray_spill._metrics import write_textfile
 from inference_cache.ray_spill._names import SpillNames, parse_url
 from inference_cache.ray_spill._nodes import NodeBook
 from inference_cache.ray_spill._params import SpillParams
@@ -463,7 +464,7 @@ class SpillStorage:
             return
         labels = {"session": self.names.session, "node": self.names.node}
         try:
-            self.counters.write_textfile(Path(self.params.metrics_folder), labels)
+            write_textfile(self, Path(self.params.metrics_folder), labels)
         except (MissingExtra, OSError) as error:
             self._log.warn("metrics", f"no metrics are written: {error}")
 
