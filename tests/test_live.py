@@ -442,6 +442,30 @@ class TestGateOnALiveServer:
                 time.sleep(0.05)
         assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 3)
 
+    def test_interrupt_before_the_first_spec_is_no_usage_error(self, tmp_path: Path) -> None:
+        """3 also while the server is only being looked at; 2 would say that the command was wrong."""
+        with live_server() as server, server.connect() as client:
+            pipe = client.pipeline(transaction=False)
+            for number in range(50_000):
+                pipe.set(b"emb:sha256:%d" % number, b"x")
+            pipe.execute()
+            slow = ("--url", server.url, "--no-twin", "--budget-ops", "20", "--clause", "CFG-02")
+            process = subprocess.Popen(
+                command_line(tmp_path, *slow),
+                env=environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            end = time.monotonic() + 60
+            while not any("NO-TOUCH" in str(c) or c["cmd"] == "scan" for c in client.client_list()):
+                assert time.monotonic() < end, "the gate did not look at the server within 60 s"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        assert process.returncode == 3, output
+        assert "interrupted before anything was judged" in output
+
     def test_read_only_writes_nothing(self, tmp_path: Path) -> None:
         with live_server() as server, monitored(server) as seen:
             run = run_gate(
