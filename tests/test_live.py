@@ -17,8 +17,10 @@ from urllib.parse import quote
 import pytest
 
 from fixtures.live.budget import Budget, Holdings, OverBudget, Pace
+from fixtures.live.guard import Summary
 from fixtures.live.process import GuardProcess
 from fixtures.live.rules import Refused, Rules
+from fixtures.targets.audit import Audit, Snapshot
 from fixtures.targets.embedded import EmbeddedServer, shipped_executables
 from fixtures.targets.twin import NoTwin, _nearest, make_twin
 from inference_cache.connection import Client, connect
@@ -386,6 +388,22 @@ class Foreigners:
         )
 
 
+class TestAudit:
+    @pytest.mark.parametrize(
+        ("used_bytes", "caused"), [(900, 0), (980, 7)], ids=["our_keys_fitted", "our_keys_did_not_fit"]
+    )
+    def test_evictions_are_ours_only_where_our_keys_did_not_fit(self, used_bytes: int, caused: int) -> None:
+        """What others' writes evicted meanwhile is not laid at the run's door, and the other way round."""
+
+        def snapshot(evicted: int) -> Snapshot:
+            info = {"used_memory": str(used_bytes), "maxmemory": "1000", "evicted_keys": str(evicted)}
+            return Snapshot(info=info, keys=1, prefixes={}, counted=1)
+
+        audit = Audit(before=snapshot(3), after=snapshot(10), guard=Summary(peak_bytes=50))
+        assert audit.numbers()["evicted_keys_meanwhile"] == 7
+        assert audit.numbers()["evicted_keys_this_run_may_have_caused"] == caused
+
+
 LIVE_CLAUSES = ("ISO-02", "MEM-06", "EMB-01", "EMB-03", "SES-03", "SES-06", "ISO-06")
 HARMFUL = ("FLUSHALL", "FLUSHDB", "KEYS ", "CONFIG SET", "DEBUG", "SHUTDOWN", "SCRIPT FLUSH", "REPLICAOF")
 
@@ -413,6 +431,7 @@ class TestGateOnALiveServer:
         assert audit["keys_left"] == 0
         assert audit["keys_written"] > 100
         assert audit["run_id_unchanged"] is True
+        assert audit["evicted_keys_this_run_may_have_caused"] == 0
         assert audit["foreign_keys_sampled"] > 100
         assert 0 < audit["peak_bytes_held"] <= 1536 * 1024 * 1024 // 100
         assert not [line for line in sent if line.upper().startswith(HARMFUL)]
