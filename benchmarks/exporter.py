@@ -15,17 +15,25 @@ import argparse
 import os
 import random
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
-from fixtures.engines.prometheus_exporters import CacheExporter, RedisExporter
-from fixtures.engines.prometheus_scrape import Scrape
-from fixtures.targets.embedded import EmbeddedServer, resolve_executable
-from inference_cache.connection import Client
-from inference_cache.contract import load
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fixtures.engines.prometheus_exporters import (  # noqa: E402 - the checkout is put on the path first
+    CacheExporter,
+    RedisExporter,
+)
+from fixtures.engines.prometheus_scrape import Scrape  # noqa: E402
+from fixtures.targets.embedded import EmbeddedServer, resolve_executable  # noqa: E402
+from inference_cache.connection import Client  # noqa: E402
+from inference_cache.contract import load  # noqa: E402
 
 PREFIXES: Mapping[str, tuple[float, int]] = {
     "vllm:kv:": (0.15, 2500),

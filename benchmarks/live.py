@@ -25,9 +25,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from fixtures.targets.configuration import server_settings
-from fixtures.targets.embedded import EmbeddedServer, shipped_executables
-from inference_cache.contract import load
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from fixtures.targets.configuration import server_settings  # noqa: E402 - the checkout is put on the path first
+from fixtures.targets.embedded import EmbeddedServer, shipped_executables  # noqa: E402
+from inference_cache.contract import load  # noqa: E402
 
 NAMES = ("vllm:kv:model:", "emb:sha256:", "ray:session:node:", "session:user:", "emb:conformance:other:")
 HARMFUL = (
