@@ -10,12 +10,12 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fixtures.nested_gate import run_gate
 from fixtures.targets.configuration import server_settings
 from fixtures.targets.embedded import EmbeddedServer, shipped_executables
 from inference_cache.contract import load
@@ -23,7 +23,6 @@ from inference_cache.gate.outcomes import ExitCode
 
 __all__ = ["SUITE_CHECKS", "Gate"]
 
-_DEADLINE_S = 180.0
 _PATCHED = Path(__file__).parent / "patched"
 
 
@@ -41,20 +40,9 @@ class Gate:
         if self.patch:
             environment["INFERENCE_CACHE_SUITE_PATCH"] = self.patch
             environment["PYTHONPATH"] = os.pathsep.join((str(_PATCHED), environment.get("PYTHONPATH", "")))
-        reports = self.folder / "reports"
-        ended = subprocess.run(
-            [
-                *(sys.executable, "-m", "inference_cache", "gate", "--workers", "0"),
-                *("--report-dir", str(reports), *options),
-            ],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=_DEADLINE_S,
-            check=False,
-        )
-        file = reports / "report.json"
-        return ended.returncode, json.loads(file.read_text("utf-8")) if file.exists() else {}
+        code, _ = run_gate(self.folder, *options, environment=environment)
+        file = self.folder / "reports" / "report.json"
+        return code, json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 def nothing_selected(gate: Gate) -> list[str]:
