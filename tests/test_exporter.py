@@ -99,6 +99,18 @@ class TestWhatIsThere:
         assert sum(seen.by_label("inference_cache_prefix_share_ratio", "prefix").values()) == pytest.approx(1)
         assert seen.value("inference_cache_prefix_average_bytes", prefix="emb:") == pytest.approx(150, abs=80)
 
+    def test_the_sample_is_held_against_the_data_of_its_moment(self, server: EmbeddedServer) -> None:
+        """A server that fills between two readings of INFO does not read as forty times its data."""
+        fill(server, {"emb:": 50}, size=10_000)
+        with exporter(server, Settings(budget_ops_s=5000, info_every_s=3600)) as opened:
+            until(opened.address, sampled, "a sample")
+            fill(server, {"vllm:kv:": 3000}, size=10_000)
+            seen = until(
+                opened.address, lambda s: (s.value("inference_cache_sample_keys") or 0) >= 3050, "all keys"
+            )
+
+        assert 0.5 < (seen.value("inference_cache_sample_explained_ratio") or 0) < 2
+
     def test_keeps_its_series_whatever_the_keys_are_called(self, server: EmbeddedServer) -> None:
         fill(server, {f"tenant{number}:": 1 for number in range(500)})
         with exporter(server) as opened:

@@ -59,7 +59,9 @@ class Sample:
     keys: int
     age_s: float
     explained: float | None
-    """Bytes of all prefixes over used_memory_dataset; None for an empty server."""
+    """Mean size of the sampled keys, times the keys that INFO counted, over its used_memory_dataset; None for
+    an empty server. Scaled, so that a sample younger than the last INFO is not held against older data.
+    """
     by_prefix: Mapping[str, Estimate]
     idle: Mapping[str, IdleTimes]
 
@@ -171,12 +173,13 @@ class Watcher:
         if estimates is None:
             return None
         dataset = int(self._info.get("used_memory_dataset", "0"))
-        attributed = sum(each.bytes for each in estimates)
+        keys = sum(each.keys for each in estimates)
+        expected = sum(each.bytes for each in estimates) / keys * self._population if keys else 0.0
         return Sample(
             complete=self._walk.complete,
             keys=self._walk.sample_keys(),
             age_s=self._walk.age_s(now_s),
-            explained=attributed / dataset if attributed and dataset > 0 else None,
+            explained=expected / dataset if expected and dataset > 0 else None,
             by_prefix=self._named(estimates),
             idle={
                 prefix: IdleTimes(

@@ -123,7 +123,8 @@ EXPORTER: tuple[Metric, ...] = (
     _exporter(
         "gauge",
         "sample_explained_ratio",
-        "Bytes of all prefixes over the server's own size of its data; far from 1 means a tail was missed.",
+        "Mean size of sampled keys, times all keys, over the server's own size of its data; far from 1 means "
+        "a tail was missed.",
         when=_REACHED,
     ),
     _exporter("gauge", "sample_budget_operations", "Commands a second that the exporter may send."),
