@@ -89,6 +89,13 @@ def implementation(pytestconfig: pytest.Config) -> Callable[[str], Any]:
 
 
 @pytest.fixture(scope="session")
+def ray_address(pytestconfig: pytest.Config) -> str | None:
+    """The Ray cluster whose workers make the load; None for processes on this machine."""
+    address: str | None = option(pytestconfig, "ray_address")
+    return address
+
+
+@pytest.fixture(scope="session")
 def make_keyspace(implementation: Callable[[str], Any]) -> Callable[[str], Any]:
     """The key builder under judgment: prefix in, keyspace out."""
     judged: Callable[[str], Any] = implementation("keyspace")

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fixtures.machine import MachineUse
+from fixtures.machine import MachineUse, ThreadTime
 
 CPUS = os.cpu_count() or 1
 
@@ -29,6 +29,39 @@ class TestArithmetic:
         assert at(1, 5 * CPUS, 0).others_since(at(0, 0, 0)) == 1.0
         assert at(1, 0, 5).others_since(at(0, 0, 0)) == 0.0
         assert at(0, 1, 0).others_since(at(0, 0, 0)) == 0.0
+
+
+def thread(at_s: float, ran_s: float, waited_s: float) -> ThreadTime:
+    return ThreadTime(at_s=at_s, ran_s=ran_s, waited_s=waited_s)
+
+
+class TestAThreadThatWaits:
+    def test_has_no_longer_queue_when_it_never_waited(self) -> None:
+        assert thread(10, 9, 0).slowed_since(thread(0, 0, 0)) == pytest.approx(1.0)
+        assert thread(10, 0, 0).slowed_since(thread(0, 0, 0)) == 1.0
+
+    def test_has_a_queue_as_if_it_worked_for_as_long_as_it_ran_and_waited(self) -> None:
+        """From a quarter of the time to half of it: the queue r / (1 - r) goes from 1/3 to 1."""
+        assert thread(11, 3.5, 2.5).slowed_since(thread(1, 1, 0)) == pytest.approx(3.0)
+
+    def test_has_an_end_to_what_is_explained(self) -> None:
+        assert thread(10, 5, 5).slowed_since(thread(0, 0, 0)) == pytest.approx(2 * 0.5 / 0.05)
+
+    def test_is_not_excused_where_it_would_have_no_time_left_by_itself(self) -> None:
+        assert thread(10, 9.8, 0.2).slowed_since(thread(0, 0, 0)) < 1.1
+
+    def test_is_measured(self) -> None:
+        """A burner's thread ran, and a process that is gone has nothing to tell."""
+        burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            end = time.monotonic() + 60
+            while ThreadTime.now(burner.pid).ran_s < 0.5:
+                assert time.monotonic() < end, "waited 60 s for the burner to use half a second"
+                time.sleep(0.05)
+        finally:
+            burner.kill()
+            burner.wait()
+        assert ThreadTime.now(burner.pid).ran_s == 0.0
 
 
 def test_a_process_group_counts_as_ours_when_it_is_named() -> None:

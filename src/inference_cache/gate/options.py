@@ -175,6 +175,15 @@ OPTIONS: Sequence[Option] = (
         },
     ),
     Option(
+        flag="--ray-address",
+        settings={
+            "metavar": "HOST:PORT",
+            "default": None,
+            "help": "make the load of SHR-02 from workers of this Ray cluster (its GCS address, "
+            "ray://HOST:PORT, or auto) instead of processes here; its nodes must reach the judged server",
+        },
+    ),
+    Option(
         flag="--strict",
         settings={"action": "store_true", "default": False, "help": "SHOULD clauses decide the verdict too"},
     ),
