@@ -58,7 +58,7 @@ def _run(options: argparse.Namespace) -> int:
         workers = 0 if len(selected) <= 2 else usable_cpus() + 1
     if workers < 0:
         raise UsageError(f"--workers {workers}: write 0 or more")
-    command = pytest_command([*words, *options.passed_on], workers=workers)
+    command = pytest_command([*words, *options.passed_on], workers=workers, clause_ids=selected)
     sys.stdout.flush()
     # The suite takes the place of this process: signals and the exit code are its own.
     os.execve(command[0], command, suite_environment())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from inference_cache.errors import InferenceCacheError, MissingExtra
+from inference_cache.gate.spec_index import spec_index
 
 __all__ = ["pytest_command", "suite_environment", "suite_folder", "usable_cpus"]
 
@@ -41,8 +42,12 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def pytest_command(options: Sequence[str], *, workers: int) -> list[str]:
+def pytest_command(
+    options: Sequence[str], *, workers: int, clause_ids: Collection[str] | None = None
+) -> list[str]:
     """The command line that runs the suite with these options; ``workers`` 0 runs it in one process.
+
+    With ``clause_ids`` only the files that hold specs of these clauses are read.
 
     Raises:
         MissingExtra: pytest, or what the suite needs beside it, is not installed.
@@ -56,4 +61,13 @@ def pytest_command(options: Sequence[str], *, workers: int) -> list[str]:
     command += ["--rootdir", str(folder), "-q", "--no-header", "--no-summary", "--tb=short"]
     if workers:
         command += ["-n", str(workers), "--dist", "load", "--maxschedchunk", "1"]
-    return [*command, str(folder / "conformance"), *options]
+    return [*command, *_sources(folder / "conformance", clause_ids), *options]
+
+
+def _sources(conformance: Path, clause_ids: Collection[str] | None) -> list[str]:
+    """What pytest is to collect: the folder, unless a choice of its files holds all specs of the clauses."""
+    if clause_ids is None:
+        return [str(conformance)]
+    index = spec_index(conformance)
+    names = {name.partition("::")[0] for clause_id in clause_ids for name in index.get(clause_id, ())}
+    return [str(conformance / name) for name in sorted(names)] or [str(conformance)]
