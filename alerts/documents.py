@@ -5,12 +5,11 @@ A runbook is written by hand below its head; the head is made here, so that it c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from alerts.generate import all_alerts
+from alerts.live import read
 from alerts.model import Alert, Context, Kind, duration
 from inference_cache.contract import Contract
 
@@ -18,9 +17,6 @@ __all__ = ["SECTIONS", "alert_table", "runbook", "runbook_head"]
 
 SECTIONS = ("Meaning", "Impact", "Look at", "Do", "Prevent")
 """Headings that every runbook has, in this order."""
-
-LIVE_FIRE = Path(__file__).with_name("live_fire.json")
-"""What the last live run measured, by alert."""
 
 _BEGIN = "<!-- made by python -m alerts: -->"
 _END = "<!-- /made -->"
@@ -37,10 +33,12 @@ for, so its level is `info`.
 
 **How each was proven.** *Unit*: promtool cases in [`alerts/generated/tests/`](../alerts/generated/tests): the
 alert fires, stays quiet just under its threshold, resolves. *Live*: the same rules in a real Prometheus, with
-a real redis_exporter and our exporter before real servers, their condition really provoked; every window,
-`for` and age in them multiplied by {factor} and nothing else. Times are from the moment at which the
-condition was provoked: seconds in that run, and in brackets what they stand for without the factor. That is
-an upper bound: a scrape a second, and a look at the alerts each quarter of one, are part of them.
+a real redis_exporter and our exporter before real servers (`python benchmarks/live_fire.py`), and for offload
+and spill a real vLLM and a real Ray (`python benchmarks/live_engines.py`), their condition really provoked;
+every window, `for` and age in them multiplied by one factor, 1/60 unless the row says another, and nothing
+else. Times are from the moment at which the condition was provoked: seconds in that run, and in brackets what
+they stand for without the factor. That is an upper bound: a scrape a second, and a look at the alerts each
+quarter of one, are part of them.
 """
 
 
@@ -52,36 +50,30 @@ def by_name(alerts: Iterable[Alert]) -> dict[str, list[Alert]]:
     return grouped
 
 
-def live_fire() -> Mapping[str, Any]:
-    """The last live run: ``time_factor``, ``ran`` and ``alerts`` with times by alert."""
-    measured: dict[str, Any] = json.loads(LIVE_FIRE.read_text("utf-8"))
-    return measured
-
-
 def alert_table(contract: Contract) -> str:
     """``docs/alerts.md``."""
-    live = live_fire()
-    factor = float(live["time_factor"])
-    lines = [_TABLE_HEAD.format(name=contract.name, factor=f"1/{1 / factor:.0f}")]
-    measured: Mapping[str, Mapping[str, float]] = live["alerts"]
+    measured = read()
+    lines = [_TABLE_HEAD.format(name=contract.name)]
     groups: dict[str, list[list[Alert]]] = {}
     for rules in by_name(all_alerts(Context(contract=contract))).values():
         groups.setdefault(rules[0].group, []).append(rules)
     count = sum(len(group) for group in groups.values())
-    fired = f"{len(measured)} of them were fired live ({live['ran']})"
+    days = sorted({times["ran"] for times in measured.values()})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    fired = f"{len(measured)} of them were fired live ({when})"
     lines.append(f"{count} alerts; {fired}; the row of the others says `unit` only.\n")
     for group, alerts in groups.items():
         lines += [
             f"## {group.capitalize()}\n",
             "| alert | severity | fires when | threshold | proven by |",
             "|---|---|---|---|---|",
-            *(_row(rules, measured.get(rules[0].name), factor) for rules in alerts),
+            *(_row(rules, measured.get(rules[0].name)) for rules in alerts),
             "",
         ]
     return "\n".join(lines)
 
 
-def _row(rules: Sequence[Alert], times: Mapping[str, float] | None, factor: float) -> str:
+def _row(rules: Sequence[Alert], times: Mapping[str, Any] | None) -> str:
     first = rules[0]
     severities = "/".join(dict.fromkeys(str(rule.severity) for rule in rules))
     summary = first.summary
@@ -95,16 +87,18 @@ def _row(rules: Sequence[Alert], times: Mapping[str, float] | None, factor: floa
     held = f", for {duration(first.for_s)}" if first.for_s else ""
     return (
         f"| [{first.name}](runbooks/{first.name}.md) | {severities} | {summary}{held} | {thresholds} | "
-        f"{_proof(rules, times, factor)} |"
+        f"{_proof(rules, times)} |"
     )
 
 
-def _proof(rules: Sequence[Alert], times: Mapping[str, float] | None, factor: float) -> str:
+def _proof(rules: Sequence[Alert], times: Mapping[str, Any] | None) -> str:
     cases = [case for rule in rules for case in rule.cases]
     kinds = ", ".join(f"{sum(case.kind is kind for case in cases)} {word}" for kind, word in _KINDS.items())
     unit = f"unit: {kinds}"
     if times is None:
-        return unit
+        why = _NOT_PROVOKED.get(rules[0].name)
+        return f"{unit}; not live: {why}" if why else unit
+    factor = float(times["time_factor"])
     told = ", ".join(
         f"{word} {times[key]:.0f} s ({_full(times[key] / factor)})"
         for key, word in (
@@ -114,9 +108,16 @@ def _proof(rules: Sequence[Alert], times: Mapping[str, float] | None, factor: fl
         )
         if key in times
     )
-    return f"{unit}; live: {told}"
+    scaled = "" if round(1 / factor) == _USUAL else f" (times / {1 / factor:.0f})"
+    return f"{unit}; live{scaled}: {told}"
 
 
+_NOT_PROVOKED = {
+    "InferenceCacheSlowFork": "a fork takes about 10 ms for each gigabyte, so it needs a far larger server",
+}
+"""Why there is no live run of an alert."""
+_USUAL = 60
+"""By what live runs divide times unless their row says so."""
 _KINDS = {Kind.FIRES: "fires", Kind.QUIET: "quiet", Kind.RESOLVES: "resolves"}
 
 

@@ -84,8 +84,8 @@ def _lost(context: Context) -> Alert:
 def _refused(context: Context) -> Alert:
     deadline = context.contract.deadlines.spill_s
     description = (
-        f"{COUNT} spills or restores failed in 5 minutes ({{{{ $labels.reason }}}}). Raylets try again and "
-        "again with the whole object, and tasks that need memory wait; decided is an answer within "
+        f"{COUNT} spills or restores failed in 5 minutes ({{{{ $labels.reason }}}}). What is not spilled "
+        "stays in Ray's memory, and tasks that need memory wait; decided is an answer within "
         f"{deadline:g} s."
     )
     series = f'inference_cache_adapter_errors_total{{{_APP}, reason="full"}}'
@@ -138,14 +138,15 @@ def _leak(context: Context) -> Alert:
     share = ray.share * context.contract.instance.maxmemory_bytes
     bound = round(share / 4)
     held = context.own("inference_cache_prefix_bytes", f'prefix="{ray.prefix}"')
-    known = 'ray_spill_manager_objects_bytes{State="Spilled"}'
+    # What is spilled now; ray_spill_manager_objects_bytes{State="Spilled"} is a total since Ray's start.
+    known = 'ray_object_store_memory{Location="SPILLED"}'
     description = (
         f"{{{{ $value | humanize1024 }}}}B below {ray.prefix} belong to no object that a living raylet "
         "knows. Only the raylet "
         "that spilled an object deletes it, and these keys have no TTL: a killed one leaves them for ever."
     )
     mine = f'inference_cache_prefix_bytes{{prefix="{ray.prefix}"}}'
-    spilled = 'ray_spill_manager_objects_bytes{job="ray", instance="ray:8080", State="Spilled"}'
+    spilled = 'ray_object_store_memory{job="ray", instance="ray:8080", Location="SPILLED"}'
     fires = partial(
         Eval,
         reads=description.replace("{{ $value | humanize1024 }}", humanize1024(bound * 2)),

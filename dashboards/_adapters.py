@@ -12,7 +12,7 @@ __all__ = ["adapter_panels", "prefix_panels"]
 
 
 def adapter_panels(workload: str, *, what: str) -> tuple[Panel, ...]:
-    """Hits, misses by reason, errors, bytes and latency, as the processes that use the adapter count them."""
+    """Hits, misses by reason, errors and bytes, as the processes that use the adapter count them."""
     quarter = partial(Panel, width=6)
     mine = f'{{@, workload="{workload}"}}'
     return (
@@ -50,19 +50,6 @@ def adapter_panels(workload: str, *, what: str) -> tuple[Panel, ...]:
                 Query(
                     expr=f"sum by (direction) (rate(inference_cache_adapter_bytes_total{mine}{RATE}))",
                     legend="{{direction}}",
-                ),
-            ),
-        ),
-        quarter(
-            title="Time of a call",
-            description="99th percentile of the adapter's calls by operation, as their caller saw them: "
-            "network, queueing and deadline included.",
-            unit=Unit.SECONDS,
-            queries=(
-                Query(
-                    expr="histogram_quantile(0.99, sum by (le, operation) "
-                    f"(rate(inference_cache_adapter_operation_duration_seconds_bucket{mine}{RATE}))) > 0",
-                    legend="{{operation}}",
                 ),
             ),
         ),

