@@ -1,6 +1,7 @@
 """Throughput of large values against other clients, and against the socket and the memory below all of them.
 
     pip install inference-cache[gate] numpy libvalkey valkey-glide-sync
+    pip install --no-deps lmcache           # where torch is; its pool of Valkey clients needs no GPU
     python benchmarks/blobs.py --write      # some three minutes; --quick takes half a minute and is noisier
 
 Starts a valkey-server of its own. Every client stores and loads the same values, which exist already: on
@@ -35,10 +36,9 @@ from valkey._parsers import _RESP2Parser
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import inference_cache.blobs._requests  # noqa: E402
-import inference_cache.blobs._wire  # noqa: E402
 from fixtures.targets.embedded import EmbeddedServer, resolve_executable  # noqa: E402
 from inference_cache.blobs import BlobStore  # noqa: E402
+from inference_cache.blobs import _wire as wire_module  # noqa: E402
 from inference_cache.keyspace import Keyspace  # noqa: E402
 
 KIB, MIB = 1024, 1024 * 1024
@@ -109,22 +109,22 @@ class BlobsUnchecked(Blobs):
     """What the checksum costs: the same without it, which is not offered to users."""
 
     def store(self, keys: Sequence[bytes], values: Sequence[memoryview]) -> None:
-        with _replaced(inference_cache.blobs._wire, "hasher", _NoChecksum):
+        with _no_checksums():
             super().store(keys, values)
 
     def load(self, keys: Sequence[bytes], buffers: Sequence[memoryview]) -> None:
-        with _replaced(inference_cache.blobs._requests, "hasher", _NoChecksum):
+        with _no_checksums():
             super().load(keys, buffers)
 
 
 @contextmanager
-def _replaced(module: Any, name: str, value: object) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, value)
+def _no_checksums() -> Iterator[None]:
+    originals = wire_module.hasher, wire_module.digest_of
+    wire_module.hasher, wire_module.digest_of = _NoChecksum, lambda _: bytes(16)
     try:
         yield
     finally:
-        setattr(module, name, original)
+        wire_module.hasher, wire_module.digest_of = originals
 
 
 class ValkeyPy:
@@ -214,12 +214,33 @@ class Glide:
         self._client.close()
 
 
-def _lmcache(server: EmbeddedServer, transport: str) -> Peer:
-    try:
-        importlib.import_module("lmcache")
-    except ImportError as error:
-        raise Skipped(f"LMCache cannot be imported here ({error})") from None
-    raise Skipped("LMCache is installed; its client is measured in its own project's harness only")
+class LMCache:
+    """LMCache's pool of threads for Valkey, which its connectors use: a valkey-glide-sync client in each."""
+
+    def __init__(self, server: EmbeddedServer, transport: str) -> None:
+        try:
+            from lmcache.v1.storage_backend.valkey.worker_pool import ValkeyWorkerPool
+        except ImportError as error:
+            raise Skipped(f"LMCache cannot be imported here ({error})") from None
+        if transport == "unix":
+            raise Skipped("its client has no unix sockets")
+        self._pool = ValkeyWorkerPool([("127.0.0.1", server.port)], 4, request_timeout=60)
+
+    def store(self, keys: Sequence[bytes], values: Sequence[memoryview]) -> None:
+        calls = [self._pool.submit_set(key.decode(), value) for key, value in zip(keys, values, strict=True)]
+        for call in calls:
+            call.result()
+
+    def load(self, keys: Sequence[bytes], buffers: Sequence[memoryview]) -> None:
+        calls = [
+            self._pool.submit_get_into(key.decode(), buffer)
+            for key, buffer in zip(keys, buffers, strict=True)
+        ]
+        for call in calls:
+            call.result()
+
+    def close(self) -> None:
+        self._pool.close()
 
 
 PEERS: dict[str, Opener] = {
@@ -238,20 +259,28 @@ PEERS: dict[str, Opener] = {
     "valkey-py with libvalkey, one by one": _libvalkey,
     "valkey-glide-sync, 1 thread": lambda server, transport: Glide(server, transport, threads=1),
     "valkey-glide-sync, 4 threads": lambda server, transport: Glide(server, transport, threads=4),
-    "LMCache": _lmcache,
+    "LMCache's Valkey pool, 4 threads": LMCache,
 }
 BASELINE = "blobs, 1 connection"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """GB/s, of a round or the best of several."""
+    """GB/s and this process's processor time, of a round or the best of several."""
 
     store: float
     load: float
+    store_cpu_us: float
+    """For a value."""
+    load_cpu_us: float
 
     def better(self, other: Rate) -> Rate:
-        return Rate(store=max(self.store, other.store), load=max(self.load, other.load))
+        return Rate(
+            store=max(self.store, other.store),
+            load=max(self.load, other.load),
+            store_cpu_us=min(self.store_cpu_us, other.store_cpu_us),
+            load_cpu_us=min(self.load_cpu_us, other.load_cpu_us),
+        )
 
 
 def measure(
@@ -287,15 +316,20 @@ def measure(
 def _round(
     peer: Peer, keys: Sequence[bytes], values: Sequence[memoryview], buffers: Sequence[memoryview]
 ) -> Rate:
-    total_bytes = sum(value.nbytes for value in values)
-    began_s = time.perf_counter()
+    total_bytes, us = sum(value.nbytes for value in values), 1e6 / len(values)
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
     peer.store(keys, values)
-    stored_s = time.perf_counter()
+    stored_s, stored_cpu_s = time.perf_counter(), time.process_time()
     peer.load(keys, buffers)
-    ended_s = time.perf_counter()
+    ended_s, ended_cpu_s = time.perf_counter(), time.process_time()
     if any(buffer != value for buffer, value in zip(buffers, values, strict=True)):
         raise SystemExit("a value came back changed")
-    return Rate(store=total_bytes / (stored_s - began_s) / 1e9, load=total_bytes / (ended_s - stored_s) / 1e9)
+    return Rate(
+        store=total_bytes / (stored_s - began_s) / 1e9,
+        load=total_bytes / (ended_s - stored_s) / 1e9,
+        store_cpu_us=(stored_cpu_s - began_cpu_s) * us,
+        load_cpu_us=(ended_cpu_s - stored_cpu_s) * us,
+    )
 
 
 # --- what lies below
@@ -379,13 +413,26 @@ def table(transport: str, results: dict[int, dict[str, Rate]], ceiling: float, c
     return "\n".join(lines)
 
 
+def cpu_table(transport: str, results: dict[int, dict[str, Rate]]) -> str:
+    """A row per client: microseconds of processor time for a value, store / load."""
+    lines = [
+        f"| {transport}, client's processor time | " + " | ".join(_size(size) for size in results) + " |",
+        "|---" * (1 + len(results)) + "|",
+    ]
+    for name in PEERS:
+        rates = [of_size[name] for of_size in results.values() if name in of_size]
+        cells = [f"{rate.store_cpu_us:.0f} / {rate.load_cpu_us:.0f}" for rate in rates]
+        lines += [f"| {name} | " + " | ".join(cells) + " |"] if cells else []
+    return "\n".join(lines)
+
+
 def _size(size_bytes: int) -> str:
     return f"{size_bytes // MIB} MiB" if size_bytes >= MIB else f"{size_bytes // KIB} KiB"
 
 
 def _versions() -> str:
     parts = [f"Python {platform.python_version()}"]
-    for package in ("valkey", "libvalkey", "valkey-glide-sync", "xxhash"):
+    for package in ("valkey", "libvalkey", "valkey-glide-sync", "lmcache", "xxhash"):
         try:
             parts.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -422,7 +469,9 @@ def report(server: EmbeddedServer, *, rounds: int, round_bytes: int) -> str:
         "that exist already; what is loaded ends in the caller's buffer and was verified. "
         "Command: `python benchmarks/blobs.py --write`.",
         "GB/s store / load, and in brackets how many times as fast `blobs, 1 connection` is in the same run. "
-        "A busy machine changes single cells by up to 2x: compare within a column, and over several runs.",
+        "A busy machine changes single cells by up to 2x: compare within a column, and over several runs. "
+        "The second table of each transport is in microseconds of the client's processor time for a value, "
+        "store / load, the least of the rounds, which other work on the machine changes less.",
     ]
     copy = memory_copy(rounds=rounds)
     for transport in ("TCP", "unix"):
@@ -431,6 +480,7 @@ def report(server: EmbeddedServer, *, rounds: int, round_bytes: int) -> str:
             size: measure(server, transport, size, round_bytes=round_bytes, rounds=rounds) for size in SIZES
         }
         parts.append(table(transport, results, ceiling, copy))
+        parts.append(cpu_table(transport, results))
         parts += [f"Not over {transport}: {name}: {why}." for name, why in _skipped(server, transport)]
     return "\n\n".join(parts) + "\n"
 

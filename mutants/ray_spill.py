@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inference_cache.blobs import Outcome
-from inference_cache.errors import BlobError, BlobLost, CacheError
+from inference_cache.errors import AccessDenied, BlobError, BlobLost, CacheError, CommandRejected
 from inference_cache.ray_spill import SpilledObject, SpillStorage, SweepReport
 from inference_cache.ray_spill._gcs import Life
 from inference_cache.ray_spill._janitor import sweep
@@ -24,6 +24,7 @@ __all__ = [
     "DestroysTheSession",
     "ExpiresLiveObjects",
     "ForgetsTheChunks",
+    "GivesUpReading",
     "IgnoresTheOffset",
     "ReadsItsOwnOnly",
     "SendsOverAndOver",
@@ -197,3 +198,19 @@ class SendsOverAndOver(SpillStorage):
 
     def _not_stored(self, error: CacheError) -> None:
         note_adapter("SendsOverAndOver")
+
+
+class GivesUpReading(SpillStorage):
+    """Once the server has refused a read, every read is answered with that refusal, whatever comes later."""
+
+    _refusal: CacheError | None = None
+
+    def restore(self, url: str | bytes, deliver: Any) -> int:
+        if self._refusal is not None:
+            note_adapter("GivesUpReading")
+            raise self._refusal
+        try:
+            return super().restore(url, deliver)
+        except (AccessDenied, CommandRejected) as error:
+            self._refusal = error
+            raise

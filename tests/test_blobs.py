@@ -50,6 +50,7 @@ from inference_cache.acl import render_acl
 from inference_cache.blobs import INCOMPLETE, BlobStore, Damage, Outcome, Status
 from inference_cache.blobs._frame import HEADER_BYTES, whole_header
 from inference_cache.blobs._transport import full_url
+from inference_cache.blobs._wire import Buffer, Wire
 from inference_cache.connection import Client, RetryPolicy, deadline, parse_url
 from inference_cache.contract import load
 from inference_cache.errors import (
@@ -183,6 +184,29 @@ def test_batches_keep_their_order_and_spread_over_connections(server: EmbeddedSe
         assert store.load_many_into([]) == store.store_many([]) == store.delete_many([]) == []
 
 
+def test_small_values_go_out_together_and_not_one_at_a_time(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    flush = Wire._flush
+
+    def counted(wire: Wire, parts: list[Buffer], left_bytes: int) -> None:
+        sent.append(left_bytes)
+        flush(wire, parts, left_bytes)
+
+    monkeypatch.setattr(Wire, "_flush", counted)
+    values = [(("small", number), bytes([number]) * 1000) for number in range(64)]
+    with BlobStore(server.url, keyspace=SPACE, deadline_s=5, max_bytes=CHUNK, chunk_bytes=CHUNK) as store:
+        assert all(outcome.ok for outcome in store.store_many(values))
+        assert len(sent) == 1
+        assert sent[0] > 64_000
+        sent.clear()
+        buffers = [(key, bytearray(1000)) for key, _ in values]
+        assert all(outcome.ok for outcome in store.load_many_into(buffers))
+        assert len(sent) == 1
+    assert [bytes(buffer) for _, buffer in buffers] == [value for _, value in values]
+
+
 def test_loading_and_storing_take_no_memory_of_the_size_of_the_value(server: EmbeddedServer) -> None:
     value, back = a_value(64 << 20), bytearray(64 << 20)
     for chunk_bytes in (64 << 20, 4 << 20):
@@ -260,7 +284,7 @@ def test_without_chunks_a_store_is_one_set(server: EmbeddedServer, client: Clien
 
 
 def framed(value: bytes, key: bytes = KEY) -> bytes:
-    return whole_header(key, memoryview(value)) + value + xxh3_128_digest(value)
+    return whole_header(key, len(value)) + value + xxh3_128_digest(value)
 
 
 def resealed(frame: bytes, offset: int, byte: int) -> bytes:

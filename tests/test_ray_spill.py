@@ -25,8 +25,10 @@ from inference_cache import ray_hook
 from inference_cache.cli import main
 from inference_cache.connection import Client, connect
 from inference_cache.errors import (
+    AccessDenied,
     BlobCorrupt,
     BlobLost,
+    CacheError,
     CacheUnavailable,
     KeyFormatError,
     UnsafeServer,
@@ -328,6 +330,30 @@ class TestTrouble:
                 assert client.execute_command("HLEN", storage.names.index) == len(urls)
                 for item, url in zip(objects, urls, strict=False):
                     assert restored(storage, url)[2] == bytes(item.buffer)
+
+    def test_reads_that_were_refused_for_long_go_on_when_they_are_allowed_again(
+        self, make: Callable[..., SpillStorage], server: Server
+    ) -> None:
+        with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
+            storage, item = make(url=f"valkey://127.0.0.1:{proxy.port}", restore_s=0.3), an_object(1, 1000)
+            urls = storage.spill([item])
+            with proxy.fault(ErrorReply(code="NOAUTH", message="Authentication required.")) as acting:
+                for _ in range(2):
+                    with pytest.raises((AccessDenied, CacheUnavailable)):
+                        storage.restore(urls[0], Sink())
+                    time.sleep(0.4)
+                assert acting.acted
+
+            def is_read() -> bool:
+                try:
+                    return restored(storage, urls[0])[2] == bytes(item.buffer)
+                except CacheError:
+                    return False
+
+            eventually(is_read, "the object to be read")
+            storage.delete(urls)
+            with connect(server.url) as client:
+                eventually(lambda: not client.exists(parse_url(urls[0])[0]), "the object to be deleted")
 
     def test_after_a_failure_nothing_is_sent_for_a_while(
         self, make: Callable[..., SpillStorage], server: Server

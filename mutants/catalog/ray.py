@@ -94,6 +94,13 @@ MUTANTS: tuple[Mutant, ...] = (
         "SendsOverAndOver",
         "2837 attempts in 75 s at a full server, each with all its bytes",
     ),
+    _storage(
+        "R14",
+        "a spill storage that was refused a read never reads again",
+        "AVL-02",
+        "GivesUpReading",
+        "a password is rotated, the IO workers outlive it, and every restore after that times out",
+    ),
 )
 
 GOOD_SYSTEMS: tuple[GoodSystem, ...] = ()

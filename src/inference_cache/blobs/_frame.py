@@ -40,7 +40,7 @@ from typing import Final
 from inference_cache.errors import MissingExtra
 
 try:
-    from xxhash import xxh3_64_intdigest, xxh3_128, xxh3_128_digest
+    from xxhash import xxh3_64_digest, xxh3_64_intdigest, xxh3_128, xxh3_128_digest
 except ImportError as error:
     raise MissingExtra(module="xxhash", extra="blobs") from error
 
@@ -54,6 +54,7 @@ __all__ = [
     "Kind",
     "chunk_key",
     "damage_of_length",
+    "digest_of",
     "hasher",
     "is_chunk_key",
     "manifest_frame",
@@ -67,14 +68,17 @@ VERSION: Final = 1
 DIGEST_BYTES: Final = 16
 MAX_CHUNKS: Final = 16_384
 _HEADER: Final = struct.Struct("<8sBBHIQQ16sQ")
+_WHOLE: Final = struct.Struct("<16sQ24xQ")
+"""The same for a whole value, of which but length and key are always alike."""
 _SEAL: Final = struct.Struct("<Q")
 HEADER_BYTES: Final = _HEADER.size + _SEAL.size
-_NO_GENERATION: Final = bytes(16)
 _CHUNK_MARK: Final = b":~"
 _HEX: Final = frozenset(b"0123456789abcdef")
 
 hasher = xxh3_128
 """A new running checksum, with ``update(buffer)`` and ``digest() -> bytes``."""
+digest_of = xxh3_128_digest
+"""The checksum of one buffer."""
 
 
 class Kind(Enum):
@@ -138,6 +142,8 @@ def chunk_key(key: bytes, generation: bytes, index: int) -> bytes:
 
 def is_chunk_key(key: bytes) -> bool:
     """Whether a key has the shape of a chunk's, which no value may have."""
+    if _CHUNK_MARK not in key:
+        return False
     front, colon, index = key.rpartition(b":")
     mark = front[-34:]
     return bool(
@@ -145,9 +151,13 @@ def is_chunk_key(key: bytes) -> bool:
     ) and _HEX.issuperset(mark[2:])
 
 
-def whole_header(key: bytes, payload: memoryview) -> bytes:
-    """The header that stands before ``payload``."""
-    return _sealed(Kind.WHOLE, 0, payload.nbytes, 0, _NO_GENERATION, key)
+_WHOLE_START: Final = struct.pack("<8sBBHI", MAGIC, VERSION, Kind.WHOLE.value, 0, 0)
+
+
+def whole_header(key: bytes, size_bytes: int) -> bytes:
+    """The header that stands before a whole value of that length, and no other may."""
+    fields = _WHOLE.pack(_WHOLE_START, size_bytes, xxh3_64_intdigest(key))
+    return fields + xxh3_64_digest(fields)[::-1]
 
 
 def manifest_frame(
@@ -155,16 +165,18 @@ def manifest_frame(
 ) -> bytes:
     """The value of the main key of a chunked value: header, table and checksum."""
     table = b"".join(digests)
-    header = _sealed(Kind.MANIFEST, len(digests), total_bytes, chunk_bytes, generation, key)
-    return header + table + xxh3_128_digest(table)
-
-
-def _sealed(
-    kind: Kind, chunks: int, total_bytes: int, chunk_bytes: int, generation: bytes, key: bytes
-) -> bytes:
-    of_key = xxh3_64_intdigest(key)
-    fields = _HEADER.pack(MAGIC, VERSION, kind.value, 0, chunks, total_bytes, chunk_bytes, generation, of_key)
-    return fields + _SEAL.pack(xxh3_64_intdigest(fields))
+    fields = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        Kind.MANIFEST.value,
+        0,
+        len(digests),
+        total_bytes,
+        chunk_bytes,
+        generation,
+        xxh3_64_intdigest(key),
+    )
+    return fields + _SEAL.pack(xxh3_64_intdigest(fields)) + table + xxh3_128_digest(table)
 
 
 def parse_header(head: bytes, key: bytes) -> Header | Damage:
@@ -183,6 +195,8 @@ def parse_header(head: bytes, key: bytes) -> Header | Damage:
         return Damage.FOREIGN
     if reserved or kind not in (Kind.WHOLE.value, Kind.MANIFEST.value):
         return Damage.VERSION
+    if kind == Kind.WHOLE.value and head != whole_header(key, total):
+        return Damage.VERSION
     if kind == Kind.MANIFEST.value and (not chunk or chunks > MAX_CHUNKS or chunks != -(-total // chunk)):
         return Damage.FOREIGN
     return Header(
@@ -196,6 +210,6 @@ def parse_header(head: bytes, key: bytes) -> Header | Damage:
 
 def damage_of_length(found_bytes: int, due_bytes: int) -> Damage | None:
     """SHORT or LONG, or None when the length is right."""
-    if found_bytes == due_bytes:
-        return None
-    return Damage.SHORT if found_bytes < due_bytes else Damage.LONG
+    if found_bytes < due_bytes:
+        return Damage.SHORT
+    return Damage.LONG if found_bytes > due_bytes else None

@@ -42,7 +42,7 @@ class Status(Enum):
     """No usable server. A store or a deletion may or may not have happened."""
 
 
-_GOOD: Final = frozenset((Status.HIT, Status.STORED, Status.DELETED))
+_GOOD: Final = (Status.HIT, Status.STORED, Status.DELETED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Outcome:
     @classmethod
     def of(cls, key: bytes, status: Status) -> Self:
         """An outcome whose reason is its status."""
-        return cls(key=key, status=status, reason=status.value)
+        return cls(key=key, status=status, reason=status._value_)
 
     @classmethod
     def incomplete(cls, key: bytes) -> Self:

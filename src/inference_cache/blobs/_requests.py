@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
 
 from inference_cache.blobs._frame import (
     DIGEST_BYTES,
@@ -11,11 +12,20 @@ from inference_cache.blobs._frame import (
     Header,
     Kind,
     damage_of_length,
-    hasher,
     parse_header,
     whole_header,
 )
-from inference_cache.blobs._wire import Arg, Buffer, Payload, Refusal, Reply, Wire, encode
+from inference_cache.blobs._wire import (
+    Arg,
+    Buffer,
+    Payload,
+    Refusal,
+    Reply,
+    Wire,
+    command_text,
+    encode,
+    words,
+)
 from inference_cache.errors import CacheError
 
 __all__ = [
@@ -31,24 +41,27 @@ __all__ = [
 
 Command = Sequence[Arg]
 
+_MULTI: Final = command_text([b"MULTI"])
+_EXEC: Final = command_text([b"EXEC"])
+
 
 class Request:
     """Commands for one key, sent and answered together. May be sent again until it is ``done``."""
 
-    sent_bytes = 0
-    """Payload that it carries."""
+    payload_bytes = 0
+    """Payload that it carries, or that is expected back."""
     reply_bytes = 0
     """Payload that is expected back."""
+    done = False
+    refusal: Refusal | None = None
+    """The error reply, when that is the answer."""
+    error: CacheError | None = None
+    """Why there is no usable answer; filled in by the transport, from ``refusal`` too."""
 
     def __init__(self, key: bytes) -> None:
         self.key = key
-        self.done = False
-        self.refusal: Refusal | None = None
-        """The error reply, when that is the answer."""
-        self.error: CacheError | None = None
-        """Why there is no usable answer; filled in by the transport, from ``refusal`` too."""
 
-    def parts(self) -> Iterator[Buffer]:
+    def parts(self) -> Iterable[Buffer]:
         """What to send."""
         raise NotImplementedError
 
@@ -61,27 +74,27 @@ class Commands(Request):
     """Commands with short replies, which end up in ``replies``."""
 
     def __init__(self, key: bytes, commands: Sequence[Command] = ()) -> None:
-        super().__init__(key)
+        self.key = key
         self._commands = commands
-        self._due = 0
         self.replies: list[Reply] = []
 
-    def commands(self) -> Sequence[Command]:
-        """What to send."""
-        return self._commands
-
-    def parts(self) -> Iterator[Buffer]:
-        commands = self.commands()
-        self._due = len(commands)
-        return encode(commands)
+    def parts(self) -> Iterable[Buffer]:
+        return encode(self._commands)
 
     def receive(self, wire: Wire) -> None:
-        self.replies = [wire.reply() for _ in range(self._due)]
-        self.refusal = next((reply for reply in self.replies if isinstance(reply, Refusal)), None)
+        self._receive(wire, len(self._commands))
+
+    def _receive(self, wire: Wire, due: int) -> None:
+        self.refusal = None
+        self.replies = [wire.reply() for _ in range(due)]
+        for reply in self.replies:
+            if isinstance(reply, Refusal):
+                self.refusal = reply
+                break
         self.done = True
 
 
-def get_header(key: bytes) -> Command:
+def get_header(key: bytes) -> Sequence[bytes]:
     """The command whose reply :func:`parse_header` reads."""
     return (b"GETRANGE", key, b"0", b"%d" % (HEADER_BYTES - 1))
 
@@ -95,21 +108,38 @@ class StoreWhole(Commands):
     """Stores a value under its key, and with ``swap`` learns in the same step what it replaces."""
 
     def __init__(self, key: bytes, payload: memoryview, *, ttl_ms: int | None, swap: bool) -> None:
-        super().__init__(key)
+        self.key = key
+        self.payload_bytes = payload.nbytes
         self._payload = payload
         self._ttl_ms = ttl_ms
         self._swap = swap
-        self.sent_bytes = payload.nbytes
 
-    def commands(self) -> Sequence[Command]:
-        value = Payload(self._payload, before=whole_header(self.key, self._payload), sums=True)
-        store = set_command(self.key, value, self._ttl_ms)
-        return [(b"MULTI",), get_header(self.key), store, (b"EXEC",)] if self._swap else [store]
+    def parts(self) -> Iterable[Buffer]:
+        # What encode() would make of the commands; a batch of small values would spend half its time there.
+        key, ttl_ms = self.key, self._ttl_ms
+        value = Payload(self._payload)
+        before = b"*%d\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b" % (
+            3 if ttl_ms is None else 5,
+            len(key),
+            key,
+            HEADER_BYTES + self.payload_bytes + DIGEST_BYTES,
+            whole_header(key, self.payload_bytes),
+        )
+        after = b"\r\n" if ttl_ms is None else b"\r\n%b" % words([b"PX", b"%d" % ttl_ms])
+        if self._swap:
+            before = b"%b%b%b" % (_MULTI, command_text(get_header(key)), before)
+            after += _EXEC
+        yield before
+        yield from value.pieces()
+        yield value.digest + after
+
+    def receive(self, wire: Wire) -> None:
+        self._receive(wire, 4 if self._swap else 1)
 
     @property
     def replaced(self) -> Header | None:
         """The manifest that stood there before, if one did."""
-        done = self.replies[-1] if self._swap and self.replies else None
+        done = self.replies[-1] if self._swap and self.done else None
         before = done[0] if isinstance(done, list) and done else None
         header = parse_header(before, self.key) if isinstance(before, bytes) else None
         return header if isinstance(header, Header) and header.kind is Kind.MANIFEST else None
@@ -121,7 +151,7 @@ class StoreChunk(Commands):
     def __init__(self, key: bytes, payload: memoryview, *, ttl_ms: int) -> None:
         self._payload = Payload(payload)
         super().__init__(key, [set_command(key, self._payload, ttl_ms)])
-        self.sent_bytes = payload.nbytes
+        self.payload_bytes = payload.nbytes
 
     @property
     def digest(self) -> bytes:
@@ -132,30 +162,25 @@ class StoreChunk(Commands):
 class _Get(Request):
     """GET of a value that may be large."""
 
-    def __init__(self, key: bytes, reply_bytes: int) -> None:
-        super().__init__(key)
-        self.reply_bytes = reply_bytes
-        self.missing = False
-        self.damage: Damage | None = None
+    missing = False
+    damage: Damage | None = None
 
-    def parts(self) -> Iterator[Buffer]:
-        return encode([(b"GET", self.key)])
+    def parts(self) -> Iterable[Buffer]:
+        return (b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(self.key), self.key),)
 
     def receive(self, wire: Wire) -> None:
         self.missing = False
         self.damage = self.refusal = None
         length = wire.bulk_length()
-        if isinstance(length, Refusal):
-            # A list or a hash is no harm to the server, but it is none of ours.
-            if length.reply.startswith("WRONGTYPE"):
-                self.damage = Damage.FOREIGN
-            else:
-                self.refusal = length
-        elif length is None:
+        if length is None:
             self.missing = True
-        else:
+        elif isinstance(length, int):
             self.damage = self._receive_value(wire, length)
-            wire.end_bulk()
+        elif length.reply.startswith("WRONGTYPE"):
+            # A list or a hash is no harm to the server, but it is none of ours.
+            self.damage = Damage.FOREIGN
+        else:
+            self.refusal = length
         self.done = True
 
     def _receive_value(self, wire: Wire, length_bytes: int) -> Damage | None:
@@ -168,36 +193,39 @@ class Load(_Get):
     ``place`` gives the memory for a value of so many bytes, or None when it does not want that many.
     """
 
+    manifest: Header | None = None
+    digests: Sequence[bytes] = ()
+    """Those of the manifest's chunks."""
+
     def __init__(self, key: bytes, place: Callable[[int], memoryview | None], *, expected_bytes: int) -> None:
-        super().__init__(key, expected_bytes)
+        self.key = key
+        self.payload_bytes = self.reply_bytes = expected_bytes
         self._place = place
-        self.manifest: Header | None = None
-        self.digests: list[bytes] = []
 
     def _receive_value(self, wire: Wire, length_bytes: int) -> Damage | None:
         self.manifest = None
-        header = parse_header(wire.take(min(length_bytes, HEADER_BYTES)), self.key)
-        rest_bytes = max(length_bytes - HEADER_BYTES, 0)
+        size_bytes = length_bytes - HEADER_BYTES - DIGEST_BYTES
+        head = wire.take(min(length_bytes, HEADER_BYTES))
+        if size_bytes < 0 or head != whole_header(self.key, size_bytes):
+            return self._receive_other(wire, head, max(length_bytes - HEADER_BYTES, 0))
+        view = self._place(size_bytes)
+        if view is None:
+            return _skipped(wire, size_bytes + DIGEST_BYTES, Damage.SIZE)
+        return None if wire.read_summed(view) == wire.ending(DIGEST_BYTES) else Damage.CHECKSUM
+
+    def _receive_other(self, wire: Wire, head: bytes, rest_bytes: int) -> Damage | None:
+        """What is no whole value: a manifest, or nothing that could be used."""
+        header = parse_header(head, self.key)
         if isinstance(header, Damage):
             return _skipped(wire, rest_bytes, header)
         damage = damage_of_length(rest_bytes, header.payload_bytes + DIGEST_BYTES)
         if damage is not None:
             return _skipped(wire, rest_bytes, damage)
-        view: memoryview | None
-        if header.kind is Kind.MANIFEST:
-            view = memoryview(bytearray(header.payload_bytes))
-        else:
-            view = self._place(header.payload_bytes)
-        if view is None:
-            return _skipped(wire, rest_bytes, Damage.SIZE)
-        running = hasher()
-        wire.read_into(view, running.update)
-        if wire.take(DIGEST_BYTES) != running.digest():
+        table = memoryview(bytearray(header.payload_bytes))
+        if wire.read_summed(table) != wire.ending(DIGEST_BYTES):
             return Damage.CHECKSUM
-        if header.kind is Kind.MANIFEST:
-            starts = range(0, len(view), DIGEST_BYTES)
-            self.digests = [bytes(view[at : at + DIGEST_BYTES]) for at in starts]
-            self.manifest = header
+        self.manifest = header
+        self.digests = [bytes(table[at : at + DIGEST_BYTES]) for at in range(0, len(table), DIGEST_BYTES)]
         return None
 
 
@@ -205,7 +233,8 @@ class LoadChunk(_Get):
     """Loads one chunk into its part of the value."""
 
     def __init__(self, key: bytes, view: memoryview, *, due_digest: bytes) -> None:
-        super().__init__(key, view.nbytes)
+        self.key = key
+        self.payload_bytes = self.reply_bytes = view.nbytes
         self._view = view
         self._due_digest = due_digest
 
@@ -213,11 +242,12 @@ class LoadChunk(_Get):
         damage = damage_of_length(length_bytes, self._view.nbytes)
         if damage is not None:
             return _skipped(wire, length_bytes, damage)
-        running = hasher()
-        wire.read_into(self._view, running.update)
-        return None if running.digest() == self._due_digest else Damage.CHECKSUM
+        found_digest = wire.read_summed(self._view)
+        wire.ending(0)
+        return None if found_digest == self._due_digest else Damage.CHECKSUM
 
 
 def _skipped(wire: Wire, size_bytes: int, damage: Damage) -> Damage:
     wire.skip(size_bytes)
+    wire.ending(0)
     return damage

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, Self
 from weakref import WeakSet
 
@@ -184,7 +183,7 @@ class BlobStore:
 
     def load(self, key: BlobKey) -> bytearray | None:
         """The value in new memory, or None for every outcome but a HIT: ``counters`` tell which."""
-        wanted = _Wanted(self._key(key), None)
+        wanted = _Wanted(self._key(key), None, self.max_bytes)
         ends_at_s = self._ends_at_s()
         outcomes = self._load([wanted], ends_at_s)
         self._deliver("load", outcomes)
@@ -220,7 +219,7 @@ class BlobStore:
 
     def load_many_into(self, items: Iterable[tuple[BlobKey, WriteableBuffer]]) -> list[Outcome]:
         """:meth:`load_into` for each item, in order of the items."""
-        wanted = [_Wanted(self._key(key), _writable(buffer)) for key, buffer in items]
+        wanted = [_Wanted(self._key(key), _writable(buffer), self.max_bytes) for key, buffer in items]
         return self._deliver("load", self._load(wanted, self._ends_at_s()))
 
     def exists_many(self, keys: Iterable[BlobKey]) -> list[Outcome]:
@@ -276,17 +275,14 @@ class BlobStore:
         """Loads until each has an outcome: a value that is overwritten meanwhile is begun again."""
         todo = list(wanted)
         while todo:
-            loads = [
-                Load(each.key, partial(each.place, max_bytes=self.max_bytes), expected_bytes=each.size_bytes)
-                for each in todo
-            ]
+            loads = [Load(each.key, each.place, expected_bytes=each.size_bytes) for each in todo]
             self._transport.run(loads, ends_at_s=ends_at_s, what="GET")
             chunked: list[tuple[_Wanted, list[LoadChunk]]] = []
             for each, load in zip(todo, loads, strict=True):
                 each.again = False
                 each.outcome = _loaded(load)
-                if each.outcome.ok and load.manifest is not None:
-                    chunks = each.begin_chunks(load.manifest, load.digests, self.max_bytes)
+                if load.manifest is not None:
+                    chunks = each.begin_chunks(load.manifest, load.digests)
                     chunked += [(each, chunks)] if chunks else []
             every = [chunk for _, chunks in chunked for chunk in chunks]
             self._transport.run(every, ends_at_s=ends_at_s, what="GET")
@@ -308,7 +304,7 @@ class BlobStore:
         for key, view in values:
             before = headers.get(key)
             if isinstance(before, Header) and before.chunks:
-                value = Payload(view, before=whole_header(key, view), sums=True)
+                value = Payload(view, before=whole_header(key, view.nbytes), sums=True)
                 outcomes[key] = self._switch(key, value, [], None, ttl_ms, ends_at_s)
             else:
                 stores.append(StoreWhole(key, view, ttl_ms=ttl_ms, swap=swap))
@@ -425,8 +421,10 @@ class BlobStore:
         return time.monotonic() + (self.deadline_s if left_s is None else min(left_s, self.deadline_s))
 
     def _deliver(self, operation: str, outcomes: list[Outcome]) -> list[Outcome]:
+        reasons = Counter([outcome.reason for outcome in outcomes])
         with self._counting:
-            self._counts.update((operation, outcome.reason) for outcome in outcomes)
+            for reason, count in reasons.items():
+                self._counts[operation, reason] += count
         if self._raises:
             absence_is_loss = operation in ("load", "size")
             for outcome in outcomes:
@@ -447,34 +445,36 @@ os.register_at_fork(after_in_child=_after_fork)
 class _Wanted:
     """A value that is being loaded: where to, and how far that is."""
 
-    def __init__(self, key: bytes, view: memoryview | None) -> None:
+    outcome: Outcome
+    again = False
+    """Whether it was replaced while its chunks were being read."""
+    value: bytearray | None = None
+    _generation = b""
+
+    def __init__(self, key: bytes, view: memoryview | None, max_bytes: int) -> None:
         self.key = key
-        self.outcome = Outcome.of(key, Status.MISS)
-        self.again = False
-        """Whether it was replaced while its chunks were being read."""
-        self.value: bytearray | None = None
         self._view = view
-        self._generation = b""
+        self._max_bytes = max_bytes
 
     @property
     def size_bytes(self) -> int:
         """The length that is expected, 0 when any is."""
         return 0 if self._view is None else self._view.nbytes
 
-    def place(self, size_bytes: int, max_bytes: int) -> memoryview | None:
+    def place(self, size_bytes: int) -> memoryview | None:
         """Where a value of that length goes, None when it is not wanted."""
         if self._view is not None:
             return self._view if size_bytes == self._view.nbytes else None
-        if size_bytes > max_bytes:
+        if size_bytes > self._max_bytes:
             return None
         self.value = bytearray(size_bytes)
         return memoryview(self.value)
 
-    def begin_chunks(self, manifest: Header, digests: Sequence[bytes], max_bytes: int) -> list[LoadChunk]:
+    def begin_chunks(self, manifest: Header, digests: Sequence[bytes]) -> list[LoadChunk]:
         """What to load next; nothing when the value has another length than the caller's buffer."""
         self.again = self._generation != manifest.generation
         self._generation = manifest.generation
-        view = self.place(manifest.total_bytes, max_bytes)
+        view = self.place(manifest.total_bytes)
         if view is None:
             self.outcome = Outcome.corrupt(self.key, Damage.SIZE)
             return []
@@ -555,6 +555,8 @@ def _as_bytes(buffer: ReadableBuffer) -> memoryview:
         ) from None
     if not view.c_contiguous:
         raise UsageError("the buffer's bytes do not lie in one piece (C-contiguous); make a copy that does")
+    if view.format == "B" and view.ndim == 1:
+        return view
     if "O" in _FIELD_NAME.sub("", view.format):
         raise UsageError("the buffer holds Python objects, whose bytes are addresses")
     return view.cast("B") if view.nbytes else memoryview(bytearray())

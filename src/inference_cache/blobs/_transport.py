@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from itertools import chain
@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 import valkey.exceptions as vke
 
 from inference_cache.blobs._requests import Request
-from inference_cache.blobs._wire import Buffer, Wire
+from inference_cache.blobs._wire import Wire
 from inference_cache.connection import Client, Endpoint, _from_reply, _translated, deadline
 from inference_cache.errors import CacheError, DeadlineExceeded, Unreachable
 
@@ -34,10 +34,11 @@ _IN_FLIGHT_BYTES: Final = 32 * 1024 * 1024
 """Payload asked for and not yet read: the server holds it in memory that counts against ``maxmemory``."""
 _SHARE_BYTES: Final = 1024 * 1024
 """Payload below which another connection is not worth waking a thread for."""
-_SMALL_BYTES: Final = 16 * 1024
-"""Payload that is sent together with other commands."""
-_SHORT_WINDOWS: Final = 16
-"""How many times more requests may be on the way when they carry no payload either way."""
+_WINDOW_BYTES: Final = 1024 * 1024
+"""Payload up to which more than a window of requests may be on the way: a reply that is waited for costs more
+than the few bytes that it brings."""
+_COMMAND_BYTES: Final = 8 * 1024
+"""What a request counts besides its payload."""
 
 
 class Transport:
@@ -100,14 +101,16 @@ class Transport:
 
     def _shares(self, requests: Sequence[Request]) -> list[list[Request]]:
         """The requests in as many parts as are worth a connection, of about the same payload."""
-        payload = sum(request.sent_bytes + request.reply_bytes for request in requests)
+        payload = sum([request.payload_bytes for request in requests])
         count = max(1, min(self._connections, len(requests), payload // _SHARE_BYTES))
+        if count == 1:
+            return [list(requests)]
         shares: list[list[Request]] = [[] for _ in range(count)]
         loads = [0] * count
         for request in requests:
             lightest = loads.index(min(loads))
             shares[lightest].append(request)
-            loads[lightest] += request.sent_bytes + request.reply_bytes + 1
+            loads[lightest] += request.payload_bytes + 1
         return shares
 
     def _executor(self) -> ThreadPoolExecutor:
@@ -166,37 +169,32 @@ def _is_read_only(request: Request) -> bool:
 
 
 def _pipeline(wire: Wire, requests: Sequence[Request], window: int) -> None:
-    """Sends requests and reads their replies, up to ``window`` with a payload on the way."""
-    sent = received = in_flight_bytes = 0
-    while received < len(requests):
-        # Short commands go out several at a time, or every reply would cost a call and wake the server.
-        if sent < len(requests) and sent - received <= _room(requests[sent], window) // 2:
-            parts: list[Buffer] = []
-            while sent < len(requests) and sent - received < _room(requests[sent], window):
+    """Sends requests and reads their replies: ``window`` of them on the way, or more when they are small."""
+    count = len(requests)
+    sent = received = on_way_bytes = reply_bytes = 0
+    while received < count:
+        # Several at a time, or every reply would cost a call and wake the server.
+        if sent < count and (sent - received <= window // 2 or on_way_bytes <= _WINDOW_BYTES // 2):
+            first = sent
+            while sent < count and (sent - received < window or on_way_bytes < _WINDOW_BYTES):
                 request = requests[sent]
-                if sent > received and in_flight_bytes + request.reply_bytes > _IN_FLIGHT_BYTES:
+                if sent > received and reply_bytes + request.reply_bytes > _IN_FLIGHT_BYTES:
                     break
-                in_flight_bytes += request.reply_bytes
+                on_way_bytes += request.payload_bytes + _COMMAND_BYTES
+                reply_bytes += request.reply_bytes
                 sent += 1
-                if request.sent_bytes > _SMALL_BYTES:
-                    _send(wire, chain(parts, request.parts()), requests[received:sent])
-                    parts = []
-                else:
-                    parts += request.parts()
-            if parts:
-                _send(wire, parts, requests[received:sent])
-        requests[received].receive(wire)
-        in_flight_bytes -= requests[received].reply_bytes
+            if sent > first:
+                _send(wire, requests[first:sent], requests[received:sent])
+        request = requests[received]
+        request.receive(wire)
+        on_way_bytes -= request.payload_bytes + _COMMAND_BYTES
+        reply_bytes -= request.reply_bytes
         received += 1
 
 
-def _room(request: Request, window: int) -> int:
-    return window if request.sent_bytes or request.reply_bytes else window * _SHORT_WINDOWS
-
-
-def _send(wire: Wire, parts: Iterable[Buffer], unanswered: Sequence[Request]) -> None:
+def _send(wire: Wire, requests: Sequence[Request], unanswered: Sequence[Request]) -> None:
     try:
-        wire.send(parts)
+        wire.send(chain.from_iterable(request.parts() for request in requests))
     except ConnectionError:
         # A server that hangs up in the middle of a command has said why: it is too long, say.
         with suppress(OSError, vke.ValkeyError):

@@ -1,11 +1,18 @@
 """RESP2 over a socket that someone else opened: buffers out in one call, payloads into the caller's memory.
 
 Reading goes through a small head buffer, in small steps where a payload is expected, so that all of a payload
-but its first bytes goes from the socket straight to where the caller wants it.
+but its first bytes goes from the socket straight to where the caller wants it; what follows the payload comes
+with the same call.
+
+The socket never blocks. What it can take or give is moved at once, and only when there is nothing more is it
+waited for, until the deadline: a socket with a timeout would be asked whether it is ready before every call,
+and a unix socket is not, as long as a quarter of its buffer is full.
 """
 
 from __future__ import annotations
 
+import math
+import select
 import socket
 import ssl
 import time
@@ -14,9 +21,9 @@ from typing import Final
 
 import valkey.exceptions as vke
 
-from inference_cache.blobs._frame import DIGEST_BYTES, hasher
+from inference_cache.blobs._frame import DIGEST_BYTES, digest_of, hasher
 
-__all__ = ["Arg", "Buffer", "Payload", "Refusal", "Reply", "Wire", "encode"]
+__all__ = ["Arg", "Buffer", "Payload", "Refusal", "Reply", "Wire", "command_text", "encode", "words"]
 
 Buffer = bytes | memoryview
 
@@ -31,9 +38,10 @@ _SKIP_BYTES: Final = 64 * 1024
 _GATHER_BYTES: Final = 2 * _PIECE_BYTES
 _GATHER_PARTS: Final = 1024
 """What the kernel takes in one call."""
-_REARM_S: Final = 0.01
-"""How long a timeout stands before it is set anew, by a system call; a wait may end that much too late."""
+_LONGEST_WAIT_S: Final = 3600.0
+"""Of one call to the system, whose clock counts milliseconds in 31 bits."""
 _TYPES: Final = b"+-:$*"
+_OK: Final = b"+OK\r\n"
 
 
 class Refusal(vke.ResponseError):
@@ -64,8 +72,15 @@ class Payload:
         """The length of the whole argument."""
         return len(self.before) + len(self.view) + (DIGEST_BYTES if self.sums else 0)
 
-    def pieces(self) -> Iterator[memoryview]:
+    def pieces(self) -> Iterable[memoryview]:
         """The payload, each piece just summed up, so that it is in the processor's cache when it is sent."""
+        if len(self.view) > _PIECE_BYTES:
+            return self._many_pieces()
+        piece = self.view[:]
+        self.digest = digest_of(piece)
+        return (piece,)
+
+    def _many_pieces(self) -> Iterator[memoryview]:
         running = hasher()
         for at in range(0, len(self.view), _PIECE_BYTES):
             piece = self.view[at : at + _PIECE_BYTES]
@@ -75,6 +90,16 @@ class Payload:
 
 
 Arg = bytes | Payload
+
+
+def words(args: Sequence[bytes]) -> bytes:
+    """Short arguments as they go over the wire."""
+    return b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
+
+
+def command_text(args: Sequence[bytes]) -> bytes:
+    """A command of short arguments as it goes over the wire."""
+    return b"*%d\r\n%b" % (len(args), words(args))
 
 
 def encode(commands: Iterable[Sequence[Arg]]) -> Iterator[Buffer]:
@@ -100,53 +125,87 @@ class Wire:
     InvalidResponse for what is no RESP2. After any of them the connection is of no use any more.
     """
 
-    __slots__ = ("_armed_until_s", "_end", "_ends_at_s", "_gathers", "_head", "_sock", "_start", "must_close")
+    __slots__ = (
+        "_encrypted",
+        "_end",
+        "_ends_at_s",
+        "_head",
+        "_poll",
+        "_sock",
+        "_start",
+        "_step",
+        "_text",
+        "must_close",
+    )
 
     def __init__(self, sock: socket.socket, *, ends_at_s: float) -> None:
         self._sock = sock
         self._ends_at_s = ends_at_s
-        self._gathers = not isinstance(sock, ssl.SSLSocket)
-        self._head = memoryview(bytearray(_HEAD_BYTES))
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
+        self._text = bytearray(_HEAD_BYTES)
+        self._head = memoryview(self._text)
+        self._step = self._head[:_STEP_BYTES]
         self._start = self._end = 0
-        self._armed_until_s = 0.0
+        self._poll: select.poll | None = None
         self.must_close = False
         """Set by who knows that the connection should not be used again."""
+        sock.setblocking(False)
 
     def require_silence(self) -> None:
         """Raises InvalidResponse when there are bytes that no command asked for."""
         if self._start != self._end:
             raise vke.InvalidResponse("there are more replies than commands")
 
+    # --- sending
+
     def send(self, parts: Iterable[Buffer]) -> None:
         """Sends the parts one after the other, each not long after it was made."""
-        views: list[memoryview] = []
+        views: list[Buffer] = []
         gathered_bytes = 0
         for part in parts:
-            if gathered_bytes + len(part) > _GATHER_BYTES or len(views) == _GATHER_PARTS:
-                self._flush(views)
+            size = len(part)
+            if gathered_bytes + size > _GATHER_BYTES or len(views) == _GATHER_PARTS:
+                self._flush(views, gathered_bytes)
                 views, gathered_bytes = [], 0
-            if len(part):
-                views.append(memoryview(part))
-                gathered_bytes += len(part)
-        self._flush(views)
+            if size:
+                views.append(part)
+                gathered_bytes += size
+        self._flush(views, gathered_bytes)
 
-    def _flush(self, views: list[memoryview]) -> None:
-        if not self._gathers:
-            for view in views:
-                self._send_encrypted(view)
+    def _flush(self, parts: list[Buffer], left_bytes: int) -> None:
+        if self._encrypted:
+            for part in parts:
+                self._send_encrypted(memoryview(part))
             return
-        while views:
-            self._arm()
-            sent = self._sock.sendmsg(views)
-            while views and sent >= len(views[0]):
-                sent -= len(views.pop(0))
+        while left_bytes:
+            self._require_time()
+            try:
+                sent = self._sock.sendmsg(parts)
+            except BlockingIOError:
+                sent = 0
+            left_bytes -= sent
+            if not left_bytes:
+                return
+            gone = 0
+            while sent >= len(parts[gone]):
+                sent -= len(parts[gone])
+                gone += 1
+            del parts[:gone]
             if sent:
-                views[0] = views[0][sent:]
+                parts[0] = memoryview(parts[0])[sent:]
+            self._await(select.POLLOUT)
 
     def _send_encrypted(self, view: memoryview) -> None:
         while view:
-            self._arm()
-            view = view[self._sock.send(view) :]
+            self._require_time()
+            try:
+                view = view[self._sock.send(view) :]
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT)
+            except ssl.SSLWantReadError:
+                self._await(select.POLLIN)
+
+    # --- short replies
 
     def call(self, commands: Sequence[Sequence[Arg]]) -> list[Reply]:
         """Sends commands and gives their replies. Raises the first Refusal among them."""
@@ -166,6 +225,9 @@ class Wire:
 
     def reply(self) -> Reply:
         """Any reply that is small: error replies come back as a Refusal, simple strings as bytes."""
+        if self._text.startswith(_OK, self._start, self._end):
+            self._start += len(_OK)
+            return b"OK"
         kind, text = self._line(_HEAD_BYTES)
         if kind == b"+":
             return text
@@ -179,10 +241,10 @@ class Wire:
         if kind == b"$":
             if not 0 <= number <= _SHORT_BYTES:
                 raise vke.InvalidResponse(f"{number} bytes where a short reply was due")
-            content = self.take(number)
-            self.end_bulk()
-            return content
+            return self.ending(number)
         return [self.reply() for _ in range(number)]
+
+    # --- values
 
     def bulk_length(self) -> int | Refusal | None:
         """The length of a value that follows; None when there is none, an error reply otherwise."""
@@ -202,50 +264,76 @@ class Wire:
         self._start += size_bytes
         return content
 
-    def read_into(self, view: memoryview, update: Callable[[memoryview], object] | None = None) -> None:
-        """Fills ``view`` (bytes, one dimension), and shows ``update`` each piece of it once it is there."""
-        at = min(len(view), self._end - self._start)
-        if at:
-            view[:at] = self._head[self._start : self._start + at]
-            self._start += at
-            if update is not None:
-                update(view[:at])
-        while at < len(view):
-            self._arm()
-            count = self._sock.recv_into(view[at : at + _PIECE_BYTES])
-            if not count:
-                raise ConnectionResetError("closed by server in the middle of a reply")
-            if update is not None:
-                update(view[at : at + count])
-            at += count
+    def read_summed(self, view: memoryview) -> bytes:
+        """Fills ``view`` (bytes, one dimension); the checksum of what it then holds."""
+        if len(view) <= _PIECE_BYTES:
+            self._read_into(view)
+            return digest_of(view)
+        running = hasher()
+        self._read_into(view, running.update)
+        return running.digest()
 
     def skip(self, size_bytes: int) -> None:
         """Reads and forgets the next bytes of a value."""
         scratch = memoryview(bytearray(min(size_bytes, _SKIP_BYTES)))
         while size_bytes:
-            self.read_into(scratch[:size_bytes])
+            self._read_into(scratch[:size_bytes])
             size_bytes -= min(size_bytes, _SKIP_BYTES)
 
-    def end_bulk(self) -> None:
-        """Reads the end of a value."""
-        if self.take(2) != b"\r\n":
+    def ending(self, size_bytes: int) -> bytes:
+        """The last few bytes of a value, and its end, which is not among them."""
+        content = self.take(size_bytes + 2)
+        if not content.endswith(b"\r\n"):
             raise vke.InvalidResponse("a value does not end where its length says")
+        return content[:-2]
+
+    def _read_into(self, view: memoryview, update: Callable[[memoryview], object] | None = None) -> None:
+        """Fills ``view``, and shows ``update`` each piece of it once it is there."""
+        left_bytes = len(view)
+        held_bytes = min(left_bytes, self._end - self._start)
+        if held_bytes:
+            view[:held_bytes] = self._head[self._start : self._start + held_bytes]
+            self._start += held_bytes
+            if update is not None:
+                update(view[:held_bytes])
+            view = view[held_bytes:]
+            left_bytes -= held_bytes
+        while left_bytes:
+            # The head is empty now, and what follows the last piece goes there.
+            last = left_bytes <= _PIECE_BYTES and not self._encrypted
+            piece = view if last else view[:_PIECE_BYTES]
+            asked_bytes = len(piece)
+            count = self._receive([piece, self._step] if last else [piece])
+            if count >= asked_bytes:
+                self._start, self._end = 0, count - asked_bytes
+                count = asked_bytes
+            if update is not None:
+                update(piece[:count])
+            left_bytes -= count
+            if left_bytes:
+                view = view[count:]
+                if count < asked_bytes and not self._encrypted:
+                    self._await(select.POLLIN)
 
     def _line(self, step_bytes: int) -> tuple[bytes, bytes]:
         """Type and text of the next line."""
         searched = 0
         while True:
-            pending = bytes(self._head[self._start : self._end])
-            if pending and pending[0] not in _TYPES:
-                raise vke.InvalidResponse(f"the first bytes of the answer are {pending[:24]!r}")
-            end = pending.find(b"\r\n", searched)
-            if end >= 0:
-                self._start += end + 2
-                return pending[:1], pending[1:end]
-            if len(pending) >= _HEAD_BYTES:
-                raise vke.InvalidResponse(f"a line without an end: {pending[:24]!r}")
-            searched = max(len(pending) - 1, 0)
-            self._fill(step_bytes, at_least=len(pending) + 1)
+            start, end = self._start, self._end
+            kind = bytes(self._head[start : min(start + 1, end)])
+            if kind and kind not in _TYPES:
+                raise vke.InvalidResponse(
+                    f"the first bytes of the answer are {bytes(self._head[start:end][:24])!r}"
+                )
+            found = self._text.find(b"\r\n", start + searched, end)
+            if found >= 0:
+                self._start = found + 2
+                return kind, bytes(self._head[start + 1 : found])
+            pending_bytes = end - start
+            if pending_bytes >= _HEAD_BYTES:
+                raise vke.InvalidResponse(f"a line without an end: {bytes(self._head[:24])!r}")
+            searched = max(pending_bytes - 1, 0)
+            self._fill(step_bytes, at_least=pending_bytes + 1)
 
     def _fill(self, step_bytes: int, *, at_least: int) -> None:
         """Reads on until the head holds that many bytes."""
@@ -254,21 +342,43 @@ class Wire:
             self._head[: len(held)] = held
             self._start, self._end = 0, len(held)
         while self._end < at_least:
-            self._arm()
-            count = self._sock.recv_into(self._head[self._end : self._end + step_bytes])
+            self._end += self._receive([self._head[self._end : self._end + step_bytes]])
+
+    # --- waiting
+
+    def _receive(self, targets: list[memoryview]) -> int:
+        """What there is for the targets, in order: a byte at least, and as much as they hold at most."""
+        while True:
+            self._require_time()
+            try:
+                if len(targets) == 1:
+                    count = self._sock.recv_into(targets[0])
+                else:
+                    count = self._sock.recvmsg_into(targets)[0]
+            except (BlockingIOError, ssl.SSLWantReadError):
+                self._await(select.POLLIN)
+                continue
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT)
+                continue
             if not count:
                 raise ConnectionResetError("closed by server before its reply was complete")
-            self._end += count
+            return count
 
-    def _arm(self) -> None:
-        now_s = time.monotonic()
-        if now_s < self._armed_until_s:
-            return
-        left_s = self._ends_at_s - now_s
-        if left_s <= 0:
+    def _require_time(self) -> None:
+        if time.monotonic() >= self._ends_at_s:
             raise TimeoutError("the deadline has passed")
-        self._sock.settimeout(left_s)
-        self._armed_until_s = min(now_s + _REARM_S, self._ends_at_s)
+
+    def _await(self, event: int) -> None:
+        """Waits until the socket can go on, or is broken, or the time is over: the next call tells."""
+        descriptor = self._sock.fileno()
+        if descriptor < 0:
+            raise ConnectionAbortedError("the connection was closed here in the middle of an exchange")
+        if self._poll is None:
+            self._poll = select.poll()
+        self._poll.register(descriptor, event)
+        left_s = min(self._ends_at_s - time.monotonic(), _LONGEST_WAIT_S)
+        self._poll.poll(max(0, math.ceil(1000 * left_s)))
 
 
 def _number(text: bytes) -> int:

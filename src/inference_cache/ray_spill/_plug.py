@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -117,7 +118,11 @@ def build(params: Mapping[str, Any], node: str, session: str = "", **_: object) 
     if not isinstance(storage, SpillStorage):
         raise UsageError(f"{settings.implementation} is no SpillStorage")
     starting = ray_worker._global_node is None
-    if starting and os.path.basename(sys.argv[0]) != _IO_WORKER:
+    if os.path.basename(sys.argv[0]) == _IO_WORKER:
+        # Ray has each process collect garbage whenever memory is short, which is when objects are spilled.
+        # What was imported is no garbage, and looking through it would be a tenth of an IO worker's time.
+        gc.freeze()
+    elif starting:
         try:
             storage.check()
         except BaseException:

@@ -40,11 +40,13 @@ class RecordStore(BlobStore):
         key: bytes,
         scratch: Callable[[int, int], memoryview],
         *,
+        size_bytes: int,
         limit_s: Callable[[int], float],
         patience: Callable[[CacheError], None],
     ) -> Iterator[memoryview]:
         """The value in pieces of at most ``chunk_bytes``, each checked before it is given, in order.
 
+        ``size_bytes`` is what it should be long, and says only how long its first piece may take.
         ``scratch(turn, size)`` gives memory of that size; there are two turns, because the next piece is
         fetched while the caller has this one. A piece is good until the next one is asked for.
         ``limit_s(size)`` bounds each try in seconds. After one without a usable answer ``patience`` either
@@ -67,7 +69,7 @@ class RecordStore(BlobStore):
 
             while True:
                 load = Load(key, place, expected_bytes=0)
-                run(load, self.chunk_bytes)
+                run(load, min(size_bytes, self.chunk_bytes))
                 if self._usable(_outcome(load, key), patience):
                     return load, placed[-1] if placed else None
 

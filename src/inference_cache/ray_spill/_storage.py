@@ -43,6 +43,8 @@ _logger = logging.getLogger(__name__)
 _TICK_S: Final = 0.5
 _RECHECK_S: Final = 60.0
 _METRICS_S: Final = 2.0
+_PROBE: Final = "probe"
+"""The id of no object: under its key nothing is, and whoever may read objects may read it."""
 _LATER_MOST: Final = 1_000_000
 _LONGEST_CALL_S: Final = 86_400.0
 """For calls that a ``deadline()`` scope bounds, by their size."""
@@ -189,7 +191,11 @@ class SpillStorage:
         with self._restoring:
             source = PiecewiseSource(
                 self._records.pieces(
-                    key, self._memory, limit_s=self.params.limit_s, patience=self._patience()
+                    key,
+                    self._memory,
+                    size_bytes=size_bytes,
+                    limit_s=self.params.limit_s,
+                    patience=self._patience(),
                 )
             )
             try:
@@ -424,11 +430,12 @@ class SpillStorage:
             due["metrics"] = now_s + _METRICS_S
             self._write_metrics()
         for breaker in (self._writes, self._reads):
-            away = breaker.is_open and breaker.reason not in _REFUSALS
-            if away and breaker.admits(tries_for_s=self.params.call_s):
+            # Whether writes are still refused only a write can tell; reads are asked for here.
+            ours = breaker is self._reads or breaker.reason not in _REFUSALS
+            if breaker.is_open and ours and breaker.admits(tries_for_s=self.params.call_s):
                 try:
                     with deadline(min(1.0, self.params.call_s)):
-                        self._client.ping()
+                        self._client.getrange(self.names.key(_PROBE), 0, 0)
                 except CacheError as error:
                     breaker.failed(error.reason)
                     return
