@@ -54,7 +54,7 @@ class Owners:
                 for number in range(start, min(start + 5000, keys)):
                     key, value = b"%b%d" % (NAMES[number % len(NAMES)].encode(), number), b"%064d" % number
                     self.truth[key] = value
-                    pipe.set(key, value)
+                    pipe.set(key, value, ex=3600)
                 pipe.execute()
         self._keys = list(self.truth)
         self._threads = [threading.Thread(target=self._write, args=(n,), daemon=True) for n in range(2)]
@@ -70,7 +70,7 @@ class Owners:
                 values = [b"%064d" % (10**9 + number + offset) for offset in range(20)]
                 pipe = client.pipeline(transaction=False)
                 for key, value in zip(batch, values, strict=True):
-                    pipe.set(key, value)
+                    pipe.set(key, value, ex=3600)
                 pipe.execute()
                 with self._lock:
                     self.truth.update(zip(batch, values, strict=True))

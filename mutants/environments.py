@@ -114,7 +114,7 @@ def live_with_owners(liveness: Path) -> Iterator[dict[str, str]]:
             number = 0
             while not stop.is_set():
                 key = f"{prefixes[number % len(prefixes)]}conformance:owner:{number % 2000}"
-                client.set(key, b"%d" % number)
+                client.set(key, b"%d" % number, ex=3600)
                 client.get(key)
                 if number % 7 == 0:
                     client.unlink(key)
@@ -131,6 +131,34 @@ def live_with_owners(liveness: Path) -> Iterator[dict[str, str]]:
             stop.set()
             for thread in threads:
                 thread.join()
+
+
+@contextmanager
+def live_offloader_without_ttl(liveness: Path) -> Iterator[dict[str, str]]:
+    """A server to which an offloader of somebody else's wrote blocks that never expire."""
+    with foreign_offloader(liveness, "vllm:kv:@org/model@00000000@0@{number:064x}") as server:
+        yield {"url": server.url}
+
+
+@contextmanager
+def live_offloader_outside(liveness: Path) -> Iterator[dict[str, str]]:
+    """A server to which an offloader of somebody else's wrote blocks under names of its own."""
+    with foreign_offloader(liveness, "org/model@00000000@0@{number:064x}", ttl_s=3600) as server:
+        yield {"url": server.url}
+
+
+@contextmanager
+def foreign_offloader(liveness: Path, name: str, *, ttl_s: int | None = None) -> Iterator[EmbeddedServer]:
+    """A server that an offloader, which is gone by now, used beside all others."""
+    with (
+        EmbeddedServer(default_executable(), as_decided()) as server,
+        server.connect(deadline_s=60) as client,
+    ):
+        for number in range(200):
+            client.set(f"vllm:kv:ours:0:{number:032x}", b"x" * 4096, ex=3600)
+            client.set(name.format(number=number), b"x" * 4096, ex=ttl_s)
+        note(liveness, "foreign_offloader", 200)
+        yield server
 
 
 def default_executable() -> Path:
@@ -161,5 +189,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         live_tls,
         live_full,
         live_with_owners,
+        live_offloader_without_ttl,
+        live_offloader_outside,
     )
 }

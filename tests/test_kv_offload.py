@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import threading
@@ -105,6 +106,44 @@ class TestIdentity:
         key = block_key(SPACE, "ab12", BlockId(group=3, digest=b"\x01\xff"))
         assert key == b"vllm:kv:ab12:3:01ff"
         assert record_key(SPACE, "ab12") == b"vllm:kv:ab12:config"
+
+    def test_the_fingerprint_is_of_all_fields_as_sorted_ascii_json(self) -> None:
+        identity = an_identity(model="modèle")
+        text = json.dumps(identity.as_dict(), sort_keys=True, separators=(",", ":"))
+        assert "mod\\u00e8le" in text
+        assert identity.fingerprint == hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
+
+    def test_a_block_has_one_token_and_one_byte_at_least(self) -> None:
+        assert an_identity(value_bytes=1, block_tokens=1).fingerprint
+        for wrong in ({"value_bytes": 0}, {"block_tokens": 0}):
+            with pytest.raises(UsageError, match=r"^a block has tokens and bytes, not \d+ and \d+ of them$"):
+                an_identity(**wrong)
+
+    def test_what_describes_no_run_is_refused_with_what_is_missing(self) -> None:
+        described = an_identity().as_dict()
+        del described["layout"]
+        with pytest.raises(UsageError, match=r"^this describes no run: 'layout'$"):
+            RunIdentity.from_dict(described)
+
+    def test_a_record_is_text_for_people(self) -> None:
+        lines = run_record(an_identity(model="modèle"), writer="me").decode("ascii").splitlines()
+        assert lines[:4] == [
+            "{",
+            f' "fingerprint": "{an_identity(model="modèle").fingerprint}",',
+            ' "run": {',
+            '  "adapters": "none",',
+        ]
+        assert lines[-2:] == [' "writer": "me"', "}"]
+        names = [line.split('"')[1] for line in lines if line.startswith('  "')]
+        assert names == sorted(names)
+
+    def test_a_block_of_a_request_with_a_scope_has_a_key_of_its_own(self) -> None:
+        key = block_key(SPACE, "ab12", BlockId(group=3, digest=b"\x01\xff", scope=b"\xaa\x0b"))
+        assert key == b"vllm:kv:ab12:3:01ff:aa0b"
+
+    def test_a_scope_is_a_digest_of_adapter_and_salt_in_this_order(self) -> None:
+        for adapter, salt, text in (("ä", "s", b'["\\u00e4", "s"]'), ("", "x", b'["", "x"]')):
+            assert request_scope(adapter=adapter, salt=salt) == hashlib.sha256(text).digest()[:16]
 
     def test_a_request_without_adapter_and_salt_adds_nothing(self) -> None:
         assert request_scope() == b""

@@ -89,6 +89,22 @@ MUTANTS: tuple[Mutant, ...] = (
     _tier("U90", "KV-10", "NeverComesBack", "the tier stays away after the first outage"),
     _config("U91", "config_without_ttl", "the time to live is not passed on"),
     _config("U92", "config_that_accepts_anything", "a misspelt key is ignored"),
+    Mutant(
+        id="U94",
+        title="live: an offloader of somebody else's writes blocks that never expire",
+        way=Way.ENVIRONMENT,
+        clause="KV-09",
+        environment="live_offloader_without_ttl",
+        incident="LMCache 0.5.6 writes without a time to live unless it is told one",
+    ),
+    Mutant(
+        id="U95",
+        title="live: an offloader of somebody else's writes blocks outside of every prefix",
+        way=Way.ENVIRONMENT,
+        clause="ISO-06",
+        environment="live_offloader_outside",
+        incident="LMCache 0.5.6 begins its keys with the model's name unless it is told a prefix",
+    ),
     _tier("U93", "KV-02", "SwapsRows", "two blocks of a load change places; needs a vLLM to be seen"),
 )
 

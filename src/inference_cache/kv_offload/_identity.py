@@ -98,8 +98,8 @@ class RunIdentity:
                 f"a block has tokens and bytes, not {self.block_tokens} and {self.value_bytes} of them"
             )
 
-        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        digest = hashlib.sha256(text.encode("ascii")).digest()[:_FINGERPRINT_BYTES]
+        text = json.dumps(self.as_dict(), sort_keys=True, separators=(",", ":"))
+        digest = hashlib.sha256(text.encode()).digest()[:_FINGERPRINT_BYTES]
         object.__setattr__(self, "fingerprint", digest.hex())
 
     def as_dict(self) -> dict[str, Any]:
@@ -129,8 +129,8 @@ def request_scope(*, adapter: str = "", salt: str = "") -> bytes:
     """
     if not adapter and not salt:
         return b""
-    text = json.dumps([adapter, salt], ensure_ascii=True)
-    return hashlib.sha256(text.encode("ascii")).digest()[:_SCOPE_BYTES]
+    text = json.dumps([adapter, salt])
+    return hashlib.sha256(text.encode()).digest()[:_SCOPE_BYTES]
 
 
 def block_key(keyspace: Keyspace, fingerprint: str, block: BlockId) -> bytes:
@@ -150,7 +150,7 @@ def run_record(identity: RunIdentity, *, writer: str) -> bytes:
         {"fingerprint": identity.fingerprint, "writer": writer, "run": identity.as_dict()},
         indent=1,
         sort_keys=True,
-    ).encode("ascii")
+    ).encode()
 
 
 def read_record(text: bytes) -> RunIdentity:
