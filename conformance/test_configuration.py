@@ -78,8 +78,8 @@ def test_the_memory_limit_is_survived(
     value = b"x" * (512 * 1024)
     churn = max(0, limit - scaled) // 4
     numbers: Numbers = {
-        "maxmemory_bytes": scaled,
-        "memory_limit_bytes": limit,
+        "scaled_maxmemory_bytes": scaled,
+        "scaled_memory_limit_bytes": limit,
         "overwritten_during_snapshot_bytes": churn,
     }
     doing = "being filled"

@@ -113,10 +113,12 @@ def judge_system(
         if isinstance(system, GoodSystem):
             options += [f"--group={group}" for group in system.groups]
             options += [] if system.engines else ["--no-engines"]
+        # One violation of its clause is what a mutant is for: the clause's other specs may take an engine.
+        behind = ["--", "--exitfirst"] if isinstance(system, Mutant) else []
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "inference_cache", "gate", "--workers", str(system.workers)),
-                *("--report-dir", str(folder / "reports"), *options),
+                *("--report-dir", str(folder / "reports"), *options, *behind),
             ],
             env=_environment(liveness),
             stdout=subprocess.PIPE,

@@ -38,7 +38,7 @@ from inference_cache.contract import (
     may_evict,
     parse_size,
 )
-from inference_cache.contract._rules import RULES
+from inference_cache.contract._rules import RULES, _all_of, _within
 from inference_cache.errors import ContractError, ContractProblem, UsageError
 
 TODAY = dt.date(2026, 11, 24)
@@ -326,6 +326,10 @@ class TestOverrides:
             "[instance]\nmaxmemory_policy = 'volatile-ttl'\n",
             "[workloads.embeddings]\nttl_s = 'none'\n",
             "[instance]\nchunk = '1b'\n",
+            "[instance]\nheadroom_ratio = 1\nmaxmemory_tolerance = 0\nfragmentation_ratio = 1\n",
+            "[instance]\nheadroom_ratio = 0.001\nmaxmemory_tolerance = 1\n",
+            "[instance]\naddress = 'h:1'\nretired_addresses = ['h:65535']\n",
+            "[workloads.ray]\nvalue_min = '1gb'\nvalue_max = '1gb'\nshare = 0\nconnections = 1\n",
             "[deadlines]\ncall_s = 1\n",
             "remove_workloads = []\n",
             WAIVER,
@@ -438,6 +442,13 @@ class TestWaivers:
         contract = load(write('extends = "org.toml"\n' + WAIVER.replace("06", "05")), today=TODAY)
 
         assert [w.clause for w in contract.waivers] == ["CFG-06", "CFG-05"]
+
+    def test_they_last_from_today_on_in_utc_unless_a_day_is_given(self, write: Write) -> None:
+        tomorrow = dt.datetime.now(dt.UTC).date() + dt.timedelta(days=1)
+        path = write(WAIVER.replace("2026-12-31", str(tomorrow)))
+        assert load(path).waivers[0].expires == tomorrow
+        with pytest.raises(ContractError, match="for a time"):
+            load(write(WAIVER.replace("2026-12-31", str(tomorrow + dt.timedelta(days=400)))))
 
     def test_one_may_last_366_days_and_no_longer(self, write: Write) -> None:
         path = write(WAIVER)
@@ -629,6 +640,13 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
         '"9.1"',
         None,
     ),
+    "versions as numbers": (
+        INSTANCE + "supported_versions = [8, 9.1]",
+        "instance.supported_versions",
+        "[8, 9.1]",
+        "in quotes",
+        None,
+    ),
     "no version": (
         INSTANCE + "supported_versions = []",
         "instance.supported_versions",
@@ -799,6 +817,13 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
         "nearest are CFG-06",
         "CFG-06",
     ),
+    "waiver of something unlike a clause": (
+        WAIVER.replace("CFG-06", "???"),
+        "waivers[0].clause",
+        "'???'",
+        "the id of a clause; the nearest are",
+        None,
+    ),
     "waiver without end": (
         WAIVER.replace("expires = 2026-12-31", ""),
         "waivers[0].expires",
@@ -834,6 +859,44 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
         "says something",
         None,
     ),
+    "empty text": (
+        RAY + 'loss_bound = ""',
+        "workloads.ray.loss_bound",
+        "''",
+        "a text that says something",
+        None,
+    ),
+    "name is no text": ("name = 3", "name", "3", "a name of letters", None),
+    "removes a number": (
+        "remove_workloads = [1]",
+        "remove_workloads",
+        "[1]",
+        "a list of workload names",
+        None,
+    ),
+    "removes something made up": (
+        'remove_workloads = ["sessions", "nothing_like_it"]',
+        "remove_workloads",
+        "'nothing_like_it'",
+        "workloads of the contract it extends",
+        None,
+    ),
+    "key that is not bare": ('"a b" = 1', "'a b'", "unknown key", "one of name", None),
+    "table for a value": (
+        RAY + "share = { a = 1, b = 2 }",
+        "workloads.ray.share",
+        "a table with a, b",
+        "0 to 1",
+        None,
+    ),
+    "empty table for a value": (
+        RAY + "share = {}",
+        "workloads.ray.share",
+        "a table with nothing in it",
+        "0 to 1",
+        None,
+    ),
+    "date for a value": (RAY + "share = 2026-12-31", "workloads.ray.share", "2026-12-31", "0 to 1", None),
     "second waiver": (
         WAIVER * 2,
         "waivers[1].clause",
@@ -842,6 +905,9 @@ MISTAKES: dict[str, tuple[str, str, str, str, str | None]] = {
         None,
     ),
 }
+
+MESSAGES: dict[str, str] = json.loads((Path(__file__).parent / "data" / "contract_messages.json").read_text())
+"""The whole message of each mistake."""
 
 
 class TestMistakes:
@@ -854,6 +920,10 @@ class TestMistakes:
         assert found in problems[0].found
         assert allowed in problems[0].allowed
         assert problems[0].suggestion == suggestion
+
+    @pytest.mark.parametrize("mistake", MISTAKES)
+    def test_each_is_told_in_these_words(self, write: Write, mistake: str) -> None:
+        assert str(ContractError(problems_of(write(MISTAKES[mistake][0])))) == MESSAGES[mistake]
 
     @pytest.mark.parametrize("mistake", MISTAKES)
     def test_none_is_told_in_the_validator_s_jargon(self, write: Write, mistake: str) -> None:
@@ -907,6 +977,24 @@ class TestMistakes:
         assert files["instance.auth"] == "my.toml"
         assert files["workloads.rerank.ttl_s"] == "org/base.toml"
 
+    def test_of_a_workload_removed_and_written_anew_what_is_missing_is_told_where_it_is_anew(
+        self, write: Write
+    ) -> None:
+        write('remove_workloads = ["ray"]\n', name="org.toml")
+        problems = problems_of(write('extends = "org.toml"\n[workloads.ray]\nshare = 0.1\n'))
+
+        assert {p.file for p in problems} == {"my.toml"}
+        assert [p.key for p in problems][:2] == ["workloads.ray.prefix", "workloads.ray.example"]
+
+    def test_what_was_written_by_others_stays_theirs_when_a_workload_is_removed(self, write: Write) -> None:
+        write("[instance]\ntls = 1\n[workloads.sessions]\nshare = 7\n", name="org.toml")
+        problems = problems_of(write('extends = "org.toml"\nremove_workloads = ["ray"]\n'))
+
+        assert [(p.file, p.key) for p in problems] == [
+            ("org.toml", "instance.tls"),
+            ("org.toml", "workloads.sessions.share"),
+        ]
+
     def test_a_contradiction_is_told_where_it_can_be_resolved(self, write: Write) -> None:
         write('[workloads.embeddings]\nttl_s = "none"\n', name="org.toml")
         problems = problems_of(write('extends = "org.toml"\n[instance]\nmaxmemory_policy = "volatile-lru"\n'))
@@ -930,7 +1018,21 @@ class TestMistakes:
         (problem,) = problems_of(write(f'[instance]\nsave = "{"9" * 5000}"\n'))
 
         assert len(problem.found) == 100
-        assert problem.found.endswith("...")
+        assert problem.found.endswith("9...")
+
+    @pytest.mark.parametrize(("digits", "shortened"), [(98, False), (99, True)])
+    def test_a_value_of_100_characters_is_shown_whole(
+        self, write: Write, digits: int, shortened: bool
+    ) -> None:
+        (problem,) = problems_of(write(f'[instance]\nsave = "{"9" * digits}"\n'))
+
+        assert len(problem.found) == 100
+        assert problem.found.endswith("...") == shortened
+
+    def test_what_comes_before_an_at_sign_is_not_shown(self, write: Write) -> None:
+        (problem,) = problems_of(write('[instance]\naddress = "user@secret@host"\n'))
+
+        assert problem.found == "'***@host'"
 
 
 SCALARS = st.one_of(st.just("none"), st.text(max_size=8), st.booleans(), st.integers(), st.floats())
@@ -975,6 +1077,23 @@ class TestAnyValue:
         assert {problem.file for problem in problems} <= {str(path)}
 
 
+class TestRules:
+    """The makers of rules; what they make is asked about every key above."""
+
+    def test_a_range_holds_with_both_ends(self) -> None:
+        accepts = _within(0.25, 0.75)
+        assert [accepts(value) for value in (0.24, 0.25, 0.5, 0.75, 0.76)] == [False, True, True, True, False]
+
+    def test_a_list_has_one_item_at_least_and_good_ones_only(self) -> None:
+        accepts = _all_of(re.compile("[a-z]+"))
+        assert [accepts(items) for items in (("a", "bc"), (), ("a", "B"), ("a1",))] == [
+            True,
+            False,
+            False,
+            False,
+        ]
+
+
 class TestFiles:
     def test_a_missing_file_is_named_with_what_is_shipped(self, write: Write) -> None:
         (problem,) = problems_of("adr_0032")
@@ -991,25 +1110,47 @@ class TestFiles:
         assert problem.found == "'org.toml' (no such file or directory)"
         assert "adr_0023, adr_0023_safe" in problem.allowed
 
-    @pytest.mark.parametrize("source", [".", "", "a\0b"])
-    def test_what_is_no_file_is_told_so(self, source: str) -> None:
+    @pytest.mark.parametrize(
+        ("source", "found"), [(".", "is a directory"), ("", "is a directory"), ("a\0b", "not a path")]
+    )
+    def test_what_is_no_file_is_told_so(self, source: str, found: str) -> None:
         (problem,) = problems_of(source)
 
-        assert problem.key == "(file)"
+        assert (problem.file, problem.key, problem.found) == (source, "(file)", found)
         assert "readable TOML file" in problem.allowed
 
-    @pytest.mark.parametrize("extends", ["3", '""', '["adr_0023"]'])
-    def test_extends_is_one_name(self, write: Write, extends: str) -> None:
+    def test_what_cannot_be_read_for_no_stated_reason_is_told_so(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(path: Path) -> bytes:
+            raise OSError(f"{path} cannot be read")
+
+        path = write("")
+        monkeypatch.setattr(Path, "read_bytes", fail)
+        (problem,) = problems_of(path)
+
+        assert problem.found == "unreadable"
+
+    def test_a_misspelt_base_is_told_with_the_one_that_was_meant(self, write: Write) -> None:
+        (problem,) = problems_of(write('extends = "adr_0032"\n'))
+
+        assert (problem.file, problem.key, problem.suggestion) == ("my.toml", "extends", "adr_0023")
+
+    @pytest.mark.parametrize(
+        ("extends", "found"), [("3", "3"), ('""', "''"), ('["adr_0023"]', "['adr_0023']")]
+    )
+    def test_extends_is_one_name(self, write: Write, extends: str, found: str) -> None:
         (problem,) = problems_of(write(f"extends = {extends}\n"))
 
-        assert problem.key == "extends"
-        assert "adr_0023, adr_0023_safe" in problem.allowed
+        assert (problem.file, problem.key, problem.found) == ("my.toml", "extends", found)
+        assert problem.allowed == "one of adr_0023, adr_0023_safe, or the path of a contract file"
 
     def test_files_cannot_extend_each_other_in_a_circle(self, write: Write) -> None:
         write('extends = "my.toml"\n', name="other.toml")
         (problem,) = problems_of(write('extends = "./other.toml"\n'))
 
         assert (problem.file, problem.key, problem.found) == ("other.toml", "extends", "'my.toml'")
+        assert problem.allowed == "a contract that does not extend this one"
 
     @pytest.mark.parametrize(
         ("content", "where"),
@@ -1033,6 +1174,33 @@ class TestFiles:
         (problem,) = problems_of(path)
 
         assert (problem.key, problem.found) == ("line 2, column 9", "bytes that are not UTF-8")
+        assert (problem.file, problem.allowed) == ("my.toml", "TOML 1.0")
+
+    def test_so_have_those_of_a_first_line(self, write: Write) -> None:
+        path = write("")
+        path.write_bytes(b"\xff")
+        (problem,) = problems_of(path)
+
+        assert problem.key == "line 1, column 1"
+
+    @pytest.mark.parametrize(
+        ("says", "where", "what"),
+        [
+            ("Lacks a value (at end of document)", "line 1, column 1", "Lacks a value"),
+            ("Told in another way", "(file)", "Told in another way"),
+        ],
+    )
+    def test_an_error_without_a_line_is_told_as_well_as_it_can_be(
+        self, write: Write, monkeypatch: pytest.MonkeyPatch, says: str, where: str, what: str
+    ) -> None:
+        def fail(text: str) -> None:
+            raise tomllib.TOMLDecodeError(says)
+
+        path = write("")
+        monkeypatch.setattr(tomllib, "loads", fail)
+        (problem,) = problems_of(path)
+
+        assert (problem.key, problem.found) == (where, f"a syntax error ({what})")
 
     def test_a_copy_of_the_shipped_file_is_told_to_leave_the_catalogue_out(self, write: Write) -> None:
         text = resources.files("inference_cache.contract").joinpath("adr_0023.toml").read_text()
@@ -1081,13 +1249,13 @@ class TestSizes:
     def test_what_is_written_is_read_back_exactly(self, size_bytes: int, units: Any) -> None:
         assert parse_size(format_size(size_bytes, units=units)) == size_bytes
 
-    @given(st.integers(1, 1023), st.integers(0, 3))
+    @given(st.integers(1, 1023), st.integers(0, 4))
     def test_the_largest_exact_unit_is_written(self, number: int, power: int) -> None:
-        assert format_size(number * 1024**power) == f"{number}{['', 'kb', 'mb', 'gb'][power]}"
-        assert (
-            format_size(number * 1024**power, units="kubernetes")
-            == f"{number}{['', 'Ki', 'Mi', 'Gi'][power]}"
-        )
+        size_bytes = number * 1024**power
+        # The server has no larger unit than gb.
+        in_gb = number * 1024 ** max(0, power - 3)
+        assert format_size(size_bytes) == f"{in_gb}{['', 'kb', 'mb', 'gb', 'gb'][power]}"
+        assert format_size(size_bytes, units="kubernetes") == f"{number}{['', 'Ki', 'Mi', 'Gi', 'Ti'][power]}"
 
     @given(st.text(max_size=12))
     def test_no_text_breaks_the_parser(self, text: str) -> None:
@@ -1095,8 +1263,9 @@ class TestSizes:
             assert parse_size(text) >= 0
 
     def test_a_negative_size_cannot_be_written(self) -> None:
-        with pytest.raises(UsageError):
+        with pytest.raises(UsageError, match=r"^a size cannot be negative: -1$"):
             format_size(-1)
+        assert format_size(0) == "0"
 
 
 class TestPolicies:

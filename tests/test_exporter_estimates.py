@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from statistics import pvariance
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference_cache.exporter._estimate import Estimate, Tally, Window
@@ -31,15 +35,21 @@ def tally(keys: list[tuple[int, int]]) -> Tally:
     return made
 
 
+@cache
+def sampled_often() -> tuple[list[Estimate], list[list[Estimate]]]:
+    """What lies in a population, and what each of 400 samples of it says."""
+    rng = random.Random(20261124)
+    population = draw(rng, 20_000)
+    samples = [tally(rng.choices(population, k=500)).sampled(len(population)) for _ in range(400)]
+    return tally(population).exact(len(population)), samples
+
+
 class TestSampled:
     @pytest.mark.parametrize("what", ["keys", "bytes", "share"])
     def test_the_95_percent_interval_holds_in_about_95_percent_of_samples(self, what: str) -> None:
-        rng = random.Random(20261124)
-        population = draw(rng, 20_000)
-        truth = tally(population).exact(len(population))
+        truth, samples = sampled_often()
         inside = 0
-        for _ in range(400):
-            estimates = tally(rng.choices(population, k=500)).sampled(len(population))
+        for estimates in samples:
             for true, told in zip(truth, estimates, strict=True):
                 error = getattr(told, f"{what}_error")
                 inside += abs(getattr(told, what) - getattr(true, what)) <= error
@@ -56,7 +66,10 @@ class TestSampled:
         assert estimates[2].average_bytes is None
 
     def test_nothing_at_all_is_known_of_an_empty_sample(self) -> None:
-        assert all(e.keys_error == 10 and e.share_error == 1 for e in Tally(3).sampled(10))
+        nothing = Estimate(
+            keys=0, keys_error=10, bytes=0, bytes_error=0, average_bytes=None, share=0, share_error=1
+        )
+        assert Tally(3).sampled(10) == [nothing] * 3
 
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 10**9)), min_size=1), st.integers(1, 10**9))
     def test_shares_add_up_and_errors_are_no_less_than_nothing(
@@ -67,6 +80,41 @@ class TestSampled:
         assert sum(e.share for e in estimates) == pytest.approx(1)
         assert sum(e.keys for e in estimates) == pytest.approx(population)
         assert all(min(e.keys_error, e.bytes_error, e.share_error) >= 0 for e in estimates)
+
+    @settings(deadline=None, max_examples=30)
+    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 1000)), min_size=30), st.integers(1, 10**9))
+    def test_errors_are_those_of_the_books(self, keys: list[tuple[int, int]], population: int) -> None:
+        """Agresti and Coull for counts, the ratio of two sums to first order; SCAN names keys in runs."""
+        n, total = len(keys), sum(size for _, size in keys)
+        z = 1.96 * math.sqrt(1.25)
+        for prefix, told in enumerate(tally(keys).sampled(population)):
+            own = [size if which == prefix else 0 for which, size in keys]
+            count = sum(which == prefix for which, _ in keys)
+            p, share = (count + 2) / (n + 4), sum(own) / total
+            keys_error = z * population * math.sqrt(p * (1 - p) / (n + 4))
+            bytes_error = z * population * math.sqrt(pvariance(own) / n)
+            off = (one - share * size for one, (_, size) in zip(own, keys, strict=True))
+            share_error = z * math.sqrt(sum(square * square for square in off)) / total
+            average = sum(own) / count if count else None
+            if count < 30:
+                # So few that the largest may be missing: not surer of bytes than of keys.
+                least = keys_error * (total / n if average is None else average)
+                bytes_error = max(bytes_error, least)
+                share_error = max(share_error, least * n / (total * population))
+            assert told.keys_error == pytest.approx(keys_error)
+            # Where all sizes are nearly equal, what is left of their squares is rounding.
+            assert told.bytes_error == pytest.approx(bytes_error, rel=1e-5, abs=1e-4 * population)
+            assert told.share_error == pytest.approx(share_error, rel=1e-5, abs=1e-12)
+            assert (told.keys, told.bytes) == pytest.approx(
+                (population * count / n, population * sum(own) / n)
+            )
+            assert (told.share, told.average_bytes) == (pytest.approx(share), pytest.approx(average))
+
+    @pytest.mark.parametrize(("count", "bounded"), [(29, True), (30, False)])
+    def test_from_30_keys_on_their_sizes_speak_for_themselves(self, count: int, bounded: bool) -> None:
+        """All are of one size, so that only what the count leaves open is an error."""
+        told = tally([(0, 100)] * count).sampled(1000)[0]
+        assert (told.bytes_error > 0, told.share_error > 0) == (bounded, bounded)
 
 
 class TestExact:
@@ -91,8 +139,24 @@ class TestExact:
         assert estimates[0].bytes_error == 1000
         assert estimates[0].share_error == 10 / 12
 
+    def test_what_went_is_an_error_of_the_same_kind(self) -> None:
+        assert [e.share_error for e in tally([(0, 100), (1, 50), (1, 51), (1, 52)]).exact(1)] == [0.75] * 3
+
+    def test_new_keys_are_taken_for_as_large_as_those_that_were_seen(self) -> None:
+        assert tally([(0, 100), (0, 300)]).exact(4)[0].bytes_error == 400
+
+    def test_of_a_prefix_without_keys_new_ones_may_be_as_large_as_all(self) -> None:
+        told = tally([(0, 100), (1, 50)]).exact(4)[2]
+        assert told == Estimate(
+            keys=0, keys_error=2, bytes=0, bytes_error=150, average_bytes=None, share=0, share_error=0.5
+        )
+
     def test_of_an_empty_server_is_nothing(self) -> None:
-        assert all(e.share == 0 and e.keys_error == 0 for e in Tally(3).exact(0))
+        nothing = Estimate(
+            keys=0, keys_error=0, bytes=0, bytes_error=0, average_bytes=None, share=0, share_error=0
+        )
+        assert Tally(3).exact(0) == [nothing] * 3
+        assert Tally(3).exact(1) == [replace(nothing, keys_error=1, share_error=1)] * 3
 
 
 class TestWindow:
@@ -105,6 +169,18 @@ class TestWindow:
         assert window.tally.count == [0, 1]
         assert window.age_s(12.0) == 7.0
         assert window.tally.sampled(10)[1].average_bytes == 50
+
+    def test_keeps_what_is_just_as_old_as_its_length(self) -> None:
+        window = Window(1, length_s=10)
+        window.add(5.0, 0, 100)
+        window.forget(15.0)
+        assert window.tally.count == [1]
+
+    def test_without_a_size_it_has_no_age(self) -> None:
+        window = Window(1, length_s=10)
+        assert window.age_s(12.0) == 0.0
+        window.forget(12.0)
+        assert window.tally.count == [0]
 
 
 class TestLosses:
@@ -143,6 +219,61 @@ class TestLosses:
 
         assert losses.expired == [0, 50]
         assert losses.evicted == [50, 0]
+
+    def test_are_given_out_once_and_add_up(self) -> None:
+        losses = Losses(2)
+        both = {"evictable": [True, True], "expirable": [True, True]}
+        losses.saw_gone(0)
+        losses.share_out(4, 2, **both)
+        assert (losses.evicted, losses.expired) == ([4, 0], [2, 0])
+        losses.saw_gone(1)
+        losses.share_out(6, 3, **both)
+        losses.share_out(0, 0, **both)
+        assert (losses.evicted, losses.expired) == ([4, 6], [2, 3])
+        assert losses.vanished == [1, 1]
+
+    def test_expirations_wait_for_a_key_that_can_have_expired(self) -> None:
+        losses = Losses(2)
+        for prefix, expired in ((0, 5), (1, 2)):
+            losses.saw_gone(prefix)
+            losses.share_out(0, expired, evictable=[True, True], expirable=[False, True])
+        assert (losses.evicted, losses.expired) == ([0, 0], [0, 7])
+
+    def test_evictions_wait_for_a_key_that_can_have_been_evicted(self) -> None:
+        losses = Losses(2)
+        for prefix, evicted in ((0, 5), (1, 2)):
+            losses.saw_gone(prefix)
+            losses.share_out(evicted, 0, evictable=[False, True], expirable=[True, True])
+        assert (losses.evicted, losses.expired) == ([0, 7], [0, 0])
+
+    @pytest.mark.parametrize(
+        ("evicted", "expired", "evictable", "expected"),
+        [
+            (16, 4, [True, True], [12, 4]),
+            (16, 4, [True, False], [16, 0]),
+            (12, 8, [True, True], [12, 0]),
+            # More than their part expired: nothing of it is left for evictions, and nothing is owed.
+            (8, 12, [True, True], [8, 0]),
+        ],
+    )
+    def test_what_is_explained_by_expirations_is_no_eviction(
+        self, evicted: int, expired: int, evictable: list[bool], expected: list[int]
+    ) -> None:
+        """Six keys of the first prefix are gone, which has no TTL, and four of the second, which has."""
+        losses = Losses(2)
+        for prefix in [0] * 6 + [1] * 4:
+            losses.saw_gone(prefix)
+        losses.share_out(evicted, expired, evictable=evictable, expirable=[False, True])
+        assert (losses.evicted, losses.expired) == (expected, [0, expired])
+
+    @pytest.mark.parametrize(("given", "says"), [([True], "shorter"), ([True] * 3, "longer")])
+    @pytest.mark.parametrize("wrong", ["evictable", "expirable"])
+    def test_every_prefix_needs_one_answer(self, wrong: str, given: list[bool], says: str) -> None:
+        losses = Losses(2)
+        losses.saw_gone(0)
+        answers = {"evictable": [True, True], "expirable": [True, True], wrong: given}
+        with pytest.raises(ValueError, match=says):
+            losses.share_out(1, 1, **answers)
 
     def test_evictions_spare_what_the_policy_spares(self) -> None:
         losses = Losses(2)

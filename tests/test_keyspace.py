@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from servers import cluster, valkey_server
 from valkey.crc import key_slot
 
-from inference_cache.connection import Client, connect
-from inference_cache.errors import DeadlineExceeded, KeyFormatError, UsageError
+from inference_cache.connection import Client, connect, remaining_s
+from inference_cache.errors import CacheError, DeadlineExceeded, KeyFormatError, Unreachable, UsageError
 from inference_cache.keyspace import (
     MAX_KEY_BYTES,
     Keyspace,
+    PrefixProblem,
     Tagged,
     check_disjoint,
     purge,
@@ -166,6 +167,56 @@ def test_a_prefix_without_its_colon_is_refused(prefix: str) -> None:
         Keyspace(prefix)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda: Keyspace("emb"), "a prefix ends in ':', as 'emb:' does; this is 'emb'"),
+        (lambda: SESSIONS.key(), "a key below 'session:' needs a part"),
+        (lambda: SESSIONS.key(1.5), "a key part is bytes, str or int, not float"),  # type: ignore[arg-type]
+        (
+            lambda: SESSIONS.key("\ud800"),
+            "a key part is not valid Unicode (surrogates not allowed): '\\ud800'",
+        ),
+        (lambda: SESSIONS.key(Tagged("")), "a hash tag must not be empty: the server would ignore it"),
+        (
+            lambda: SESSIONS.key(Tagged("a"), Tagged("b")),
+            "a key has one hash tag at most: the server would ignore the second",
+        ),
+        (
+            lambda: SESSIONS.key(b"x" * MAX_KEY_BYTES),
+            "a key of 262152 bytes is longer than 262144; hash its longest part",
+        ),
+        (lambda: SESSIONS.parse(b"emb:a"), "b'emb:a' does not start with 'session:'"),
+        (
+            lambda: SESSIONS.parse(b"session:{}"),
+            "b'session:{}' was not built here: no part is written as b'{}'",
+        ),
+        (
+            lambda: SESSIONS.parse(b"session:a}"),
+            "b'session:a}' was not built here: no part is written as b'a}'",
+        ),
+        (
+            lambda: SESSIONS.parse(b"session:%41"),
+            "b'session:%41' was not built here: no part is written as b'%41'",
+        ),
+    ],
+)
+def test_what_is_refused_is_named(wrong: Callable[[], object], says: str) -> None:
+    with pytest.raises(KeyFormatError) as caught:
+        wrong()
+    assert str(caught.value) == says
+
+
+def test_the_longest_key_is_built_and_parsed() -> None:
+    longest = b"x" * (MAX_KEY_BYTES - len(b"session:"))
+    assert SESSIONS.parse(SESSIONS.key(longest)) == (longest,)
+    assert not SESSIONS.owns(SESSIONS.key(longest) + b"x")
+
+
+def test_a_prefix_of_glob_characters_is_no_pattern_itself() -> None:
+    assert Keyspace("we[ir]d*?\\:").pattern("a") == rb"we\[ir\]d\*\?\\:a:*"
+
+
 def test_a_keyspace_below_another_nests_and_keeps_one_tag() -> None:
     run = SESSIONS.below("conformance", "run*1")
     assert run.key("a") == SESSIONS.key("conformance", "run*1", "a")
@@ -194,30 +245,114 @@ def test_the_workload_of_a_key_is_the_one_with_the_longest_prefix() -> None:
     assert workload_of(b"vllm:other", spaces) == "all"
     assert workload_of(b"mlcache:x", spaces) is None
     assert workload_of(b"", {}) is None
+    # Neither their order nor their names decide.
+    for names in (("a", "b"), ("b", "a")):
+        ordered = dict(zip(names, (Keyspace("vllm:kv:"), Keyspace("vllm:")), strict=True))
+        assert workload_of(b"vllm:kv:x", ordered) == names[0]
 
 
 def test_the_prefixes_of_the_decision_are_disjoint() -> None:
     assert check_disjoint(["vllm:kv:", "emb:", "ray:", "session:"]) == ()
 
 
+GLOB = "holds a glob character, a wildcard to SCAN and to ACL rules"
+BLANK = "holds a blank, a control character or something outside of ASCII"
+
+
 @pytest.mark.parametrize(
-    ("prefixes", "problem"),
+    ("prefixes", "prefix", "problem", "other"),
     [
-        (["a:", "a:b:"], "is the beginning of 'a:b:'"),
-        (["a:b:", "a:"], "is the beginning of 'a:b:'"),
-        (["a:", "a:"], "stands there twice"),
-        ([""], "is empty"),
-        (["a"], "does not end in ':'"),
-        (["a*:"], "glob"),
-        (["a[b]:"], "glob"),
-        (["a b:"], "blank"),
-        (["a\n:"], "control"),
-        (["ä:"], "ASCII"),
-        (["{a}:"], "brace"),
+        (["a:", "a:b:"], "a:", "is the beginning of 'a:b:'", "a:b:"),
+        (["a:b:", "a:"], "a:", "is the beginning of 'a:b:'", "a:b:"),
+        (["b:", "a:", "c:", "a:"], "a:", "stands there twice", "a:"),
+        (["", "a:"], "", "is empty: every key would start with it", None),
+        (["a"], "a", "does not end in ':'", None),
+        (["a*:"], "a*:", GLOB, None),
+        (["a[b]:"], "a[b]:", GLOB, None),
+        (["a b:"], "a b:", BLANK, None),
+        (["a\n:"], "a\n:", BLANK, None),
+        (["ä:"], "ä:", BLANK, None),
+        (["{a}:"], "{a}:", "holds a brace, which would put all its keys into one cluster slot", None),
     ],
 )
-def test_prefixes_that_would_mix_workloads_are_named(prefixes: list[str], problem: str) -> None:
-    assert any(problem in str(found) for found in check_disjoint(prefixes))
+def test_prefixes_that_would_mix_workloads_are_named(
+    prefixes: list[str], prefix: str, problem: str, other: str | None
+) -> None:
+    found = check_disjoint(prefixes)
+    assert found == (PrefixProblem(prefix=prefix, problem=problem, other=other),)
+    assert str(found[0]) == f"{prefix!r} {problem}"
+
+
+def test_every_problem_of_every_prefix_is_told() -> None:
+    problems = check_disjoint(["a *", "a *b:"])
+    assert [problem.problem for problem in problems] == [
+        "does not end in ':'", GLOB, BLANK, GLOB, BLANK, "is the beginning of 'a *b:'",
+    ]  # fmt: skip
+
+
+class Scanned:
+    """A client whose SCAN names these keys, of which only some are still there to be unlinked."""
+
+    def __init__(self, named: list[bytes], *, fails: CacheError | None = None) -> None:
+        self._named = named
+        self._fails = fails
+        self.gone: list[bytes] = []
+        self.calls: list[int] = []
+        self.asked: tuple[bytes, int] | None = None
+
+    def scan_iter(self, *, match: bytes, count: int) -> Iterator[bytes]:
+        self.asked = (match, count)
+        return iter(self._named)
+
+    def unlink(self, *keys: bytes) -> int:
+        assert remaining_s() is not None
+        if self.gone and self._fails is not None:
+            raise self._fails
+        new = set(keys) - set(self.gone)
+        self.gone += new
+        self.calls.append(len(keys))
+        return len(new)
+
+
+class TestPurge:
+    """What it counts and tells, without a server; that it removes is shown below with one."""
+
+    def test_counts_what_was_named_and_what_was_there(self) -> None:
+        names = [SESSIONS.key(number) for number in (1, 2, 2, 3, 1)]
+        client = Scanned([b"emb:1", *names, b"emb:2"])
+        report = purge(client, SESSIONS, deadline_s=20, batch=2)  # type: ignore[arg-type]
+        assert (report.prefix, report.found, report.removed) == ("session:", 7, 3)
+        assert sorted(client.gone) == sorted(set(names))
+        assert client.calls == [1, 2, 2]
+        assert client.asked == (b"session:*", 2)
+        assert 0 <= report.took_s < 20
+
+    def test_walks_in_batches_of_500_unless_told_otherwise(self) -> None:
+        client = Scanned([SESSIONS.key(number) for number in range(1100)])
+        purge(client, SESSIONS, deadline_s=20)  # type: ignore[arg-type]
+        assert client.calls == [500, 500, 100]
+        assert client.asked == (b"session:*", 500)
+
+    def test_takes_keys_one_by_one_if_asked_to(self) -> None:
+        client = Scanned([SESSIONS.key(number) for number in range(3)])
+        purge(client, SESSIONS, deadline_s=20, batch=1)  # type: ignore[arg-type]
+        assert client.calls == [1, 1, 1]
+
+    def test_says_what_it_had_removed_when_time_runs_out(self) -> None:
+        client = Scanned([SESSIONS.key(number) for number in range(9)], fails=DeadlineExceeded("late"))
+        with pytest.raises(DeadlineExceeded) as caught:
+            purge(client, SESSIONS, deadline_s=1.5, batch=4)  # type: ignore[arg-type]
+        assert str(caught.value) == "the purge of 'session:' removed 4 keys and was not done after 1.5 s"
+
+    def test_says_what_it_had_removed_when_it_fails(self) -> None:
+        client = Scanned([SESSIONS.key(number) for number in range(9)], fails=Unreachable("cut"))
+        with pytest.raises(Unreachable, match="cut") as caught:
+            purge(client, SESSIONS, deadline_s=20, batch=4)  # type: ignore[arg-type]
+        assert caught.value.__notes__ == ["the purge of 'session:' had removed 4 keys"]
+
+    def test_needs_a_batch(self) -> None:
+        with pytest.raises(UsageError, match=r"^batch is at least 1, not 0$"):
+            purge(Scanned([]), SESSIONS, deadline_s=1, batch=0)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -324,11 +459,6 @@ def test_a_purge_deletes_no_key_of_others_even_if_scan_names_it(
     monkeypatch.setattr(client, "scan_iter", lambda **_: iter([foreign, own, foreign]))
     assert purge(client, SESSIONS, deadline_s=20, batch=1).removed == 1
     assert client.exists(foreign) == 1
-
-
-def test_a_purge_needs_a_batch(client: Client) -> None:
-    with pytest.raises(UsageError):
-        purge(client, SESSIONS, deadline_s=1, batch=0)
 
 
 def test_a_purge_walks_all_nodes_of_a_cluster(tmp_path: Path) -> None:

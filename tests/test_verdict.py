@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sample_run import sample_contract, sample_results, sample_run, sample_target
 
-from inference_cache.gate.findings import Finding, SpecResult
+from inference_cache.contract import Contract, DataClass, Level
+from inference_cache.gate.findings import Finding, Plot, SpecResult
 from inference_cache.gate.outcomes import ExitCode, Outcome, Verdict
-from inference_cache.gate.verdict import RunResult, judge
+from inference_cache.gate.verdict import ClauseResult, RunResult, accepted_risks, judge
 
 CONTRACT = sample_contract()
 IDS = tuple(CONTRACT.clauses)
@@ -40,6 +43,8 @@ def judged(
     require_all: bool = False,
     broken: str | None = None,
     unready: Mapping[str, str] | None = None,
+    audit: Mapping[str, int] | None = None,
+    contract: Contract = CONTRACT,
 ) -> RunResult:
     if results is None:
         results = [
@@ -49,7 +54,7 @@ def judged(
             for clause, outcome in (spec_outcomes or {}).items()
         ]
     return judge(
-        contract=CONTRACT,
+        contract=contract,
         results=results,
         selected=selected,
         target=sample_target(),
@@ -61,7 +66,12 @@ def judged(
         version="0.1.0",
         broken=broken,
         unready=unready,
+        audit=audit,
     )
+
+
+def of(run: RunResult, clause: str) -> ClauseResult:
+    return next(result for result in run.clauses if result.clause.id == clause)
 
 
 ALL_PASSED = dict.fromkeys(IDS, Outcome.PASSED)
@@ -238,9 +248,42 @@ class TestExitCodes:
     def test_unselected_must_is_not_proven(self) -> None:
         """A clause that was left out is told as such, and --require-all misses it."""
         run = judged({MUST: Outcome.PASSED}, selected=frozenset({MUST}), require_all=True)
-        left_out = next(r for r in run.clauses if r.clause.id == OTHER_MUST)
+        left_out = of(run, OTHER_MUST)
         assert run.exit_code == 4
         assert (left_out.selected, left_out.reason) == (False, "not selected in this run")
+
+    def test_each_reason_is_one_sentence_with_the_clauses(self) -> None:
+        two = {MUST: Outcome.FAILED, OTHER_MUST: Outcome.FAILED}
+        for run, reason in (
+            (judged(two), f"violated: {MUST}, {OTHER_MUST}"),
+            (judged(two, broken="it went away"), f"violated: {MUST}, {OTHER_MUST}; it went away"),
+            (judged({SHOULD: Outcome.ERROR}), f"the suite broke in: {SHOULD}"),
+            (judged({}), "no clause was verified by this run"),
+            (
+                judged(ALL_PASSED | {MUST: Outcome.NOT_PROVEN}, require_all=True),
+                f"required but not proven: {MUST}",
+            ),
+            (
+                judged({MUST: Outcome.PASSED, SHOULD: Outcome.FAILED, OTHER_MUST: Outcome.WAIVED}),
+                "2 clauses verified, none that decides was violated",
+            ),
+        ):
+            assert run.reason == reason
+
+    def test_each_verdict_has_its_words_and_code(self) -> None:
+        assert judged({}, broken="unreachable").verdict is Verdict.BROKEN
+        assert judged({SHOULD: Outcome.ERROR}).verdict is Verdict.BROKEN
+        assert judged({MUST: Outcome.ERROR, OTHER_MUST: Outcome.PASSED}).exit_code is ExitCode.BROKEN
+
+    def test_a_may_clause_never_decides(self) -> None:
+        clauses = {**CONTRACT.clauses, SHOULD: replace(CONTRACT.clauses[SHOULD], level=Level.MAY)}
+        for strict in (False, True):
+            run = judged(
+                ALL_PASSED | {SHOULD: Outcome.FAILED},
+                strict=strict,
+                contract=replace(CONTRACT, clauses=clauses),
+            )
+            assert run.exit_code == 0
 
 
 class TestJoining:
@@ -248,12 +291,11 @@ class TestJoining:
         """A spec that could not run stays visible behind the one that decided."""
         run = judged(
             results=[
-                SpecResult(clause=MUST, spec="a.py::test_gpu", outcome="not proven", reason="no GPU"),
+                SpecResult(clause=MUST, spec="a.py::TestA::test_gpu", outcome="not proven", reason="no GPU"),
                 SpecResult(clause=MUST, spec="a.py::test_cpu", outcome="failed", reason="wrong bytes"),
             ]
         )
-        result = next(r for r in run.clauses if r.clause.id == MUST)
-        assert result.reason == "wrong bytes; test_gpu: not proven: no GPU"
+        assert of(run, MUST).reason == "wrong bytes; test_gpu: not proven: no GPU"
 
     def test_same_problem_seen_twice_is_one_finding(self) -> None:
         """Findings with the same expectation and remedy are told once."""
@@ -262,14 +304,111 @@ class TestJoining:
             SpecResult(clause=MUST, spec=f"a.py::test_{n}", outcome="failed", findings=(finding,))
             for n in "ab"
         ]
-        assert next(r for r in judged(results=results).clauses if r.clause.id == MUST).findings == (finding,)
+        assert of(judged(results=results), MUST).findings == (finding,)
+
+    def test_findings_are_told_in_the_order_in_which_they_were_found(self) -> None:
+        """Of a problem seen twice the first sight is told, with its numbers."""
+
+        def finding(expected: str, observed: str) -> Finding:
+            return Finding(expected=expected, observed=observed)
+
+        first, second, third = finding("a", "1"), finding("b", "2"), finding("c", "3")
+        results = [
+            SpecResult(clause=MUST, spec="a.py::test_a", outcome="failed", findings=(first, second)),
+            SpecResult(
+                clause=MUST, spec="a.py::test_b", outcome="failed", findings=(finding("a", "4"), third)
+            ),
+        ]
+        assert of(judged(results=results), MUST).findings == (first, second, third)
+
+    def test_everything_that_the_specs_said_is_kept(self) -> None:
+        plots = [Plot(title=t, kind="bar", x_label="x", y_label="y", series=()) for t in "ab"]
+        results = [
+            SpecResult(
+                clause=MUST,
+                spec=f"a.py::test_{n}",
+                outcome="passed",
+                duration_s=1.5,
+                measurements={"both": n, f"only_{n}": n},
+                plots=(plots[n],),
+                proven_on=where,
+            )
+            for n, where in enumerate(("embedded", "twin"))
+        ]
+        told = of(judged(results=[*results, replace(results[0], plots=(), proven_on="")]), MUST)
+        assert (told.clause, told.selected, told.duration_s) == (CONTRACT.clauses[MUST], True, 4.5)
+        assert told.measurements == {"both": 0, "only_0": 0, "only_1": 1}
+        assert told.plots == tuple(plots)
+        assert told.specs == ("a.py::test_0", "a.py::test_1", "a.py::test_0")
+        assert told.proven_on == "embedded; twin"
+
+    def test_reasons_are_told_once_and_empty_ones_not(self) -> None:
+        results = [
+            SpecResult(clause=MUST, spec=f"a.py::test_{n}", outcome=outcome, reason=reason)
+            for n, (outcome, reason) in enumerate(
+                [
+                    ("failed", ""),
+                    ("passed", ""),
+                    ("failed", "y"),
+                    ("passed", "z"),
+                    ("failed", "y"),
+                    ("failed", "x"),
+                ]
+            )
+        ]
+        assert of(judged(results=results), MUST).reason == "y; x; test_3: passed: z"
+
+    def test_a_clause_of_which_nothing_ran_says_so(self) -> None:
+        run = judged({}, selected=frozenset({MUST}), unready={OTHER_MUST: "needs ray"})
+        assert of(run, MUST).reason == "no spec of this clause ran"
+        assert of(run, OTHER_MUST).reason == "needs ray"
+        assert of(run, SHOULD).reason == "not selected in this run"
+        assert [of(run, one).outcome for one in (MUST, OTHER_MUST, SHOULD)] == [Outcome.NOT_PROVEN] * 3
+
+    def test_a_run_carries_what_it_was_judged_by(self) -> None:
+        run = judged(ALL_PASSED, strict=True, require_all=True)
+        assert (run.contract_name, run.contract_sha256) == (CONTRACT.name, CONTRACT.sha256)
+        assert (run.target, run.seed, run.strict, run.require_all) == (sample_target(), 1, True, True)
+        assert (run.started_at, run.duration_s, run.version) == ("2026-11-24T17:55:27+00:00", 1.0, "0.1.0")
+        assert (run.audit, judged({}, audit={"keys": 1}).audit) == ({}, {"keys": 1})
+        assert not judged({}).strict
+        assert not judged({}).require_all
+
+    def test_accepted_risks_say_what_may_be_lost_and_who_accepted_it(self) -> None:
+        workloads = dict(CONTRACT.workloads)
+        for risk in judged({}).accepted_risks:
+            workload = workloads.pop(risk.subject)
+            assert risk.statement == (
+                f"{workload.prefix}* is the only copy of its data and may be evicted under "
+                f"{CONTRACT.instance.maxmemory_policy}"
+            )
+            assert (risk.bound, risk.accepted_by) == (workload.loss_bound, workload.accepted_by)
+        assert workloads
+        assert all(w.data_class is DataClass.RECONSTRUCTIBLE for w in workloads.values())
+
+    @pytest.mark.parametrize(
+        "changed",
+        [
+            {"data_class": DataClass.RECONSTRUCTIBLE},
+            {"evictable": False},
+            {"loss_bound": None},
+            {"accepted_by": None},
+        ],
+        ids=lambda changed: next(iter(changed)),
+    )
+    def test_a_risk_is_one_of_an_evictable_only_copy_with_bound_and_name(
+        self, changed: dict[str, Any]
+    ) -> None:
+        workloads = {**CONTRACT.workloads, "ray": replace(CONTRACT.workloads["ray"], **changed)}
+        risks = accepted_risks(replace(CONTRACT, workloads=workloads))
+        assert [risk.subject for risk in risks] == ["sessions"]
 
     def test_unready_reason_is_given(self) -> None:
         """A selected clause without a spec to run says what it lacks."""
         run = judged(ALL_PASSED | {}, unready={})
         assert all(not r.reason.startswith("no spec") for r in run.clauses)
         run = judged({}, unready={MUST: "needs ray"})
-        assert next(r for r in run.clauses if r.clause.id == MUST).reason == "needs ray"
+        assert of(run, MUST).reason == "needs ray"
 
     def test_unknown_clause_is_refused(self) -> None:
         """A spec that names a clause nobody declared is a mistake, not a result."""

@@ -82,7 +82,7 @@ def _as_bytes(part: Part) -> bytes:
         return part
     if isinstance(part, str):
         try:
-            return part.encode("utf-8")
+            return part.encode()
         except UnicodeEncodeError as error:
             raise KeyFormatError(f"a key part is not valid Unicode ({error.reason}): {part!r:.80}") from error
     if isinstance(part, int) and not isinstance(part, bool):
@@ -171,7 +171,7 @@ class Keyspace:
         """The keyspace of all keys that have these parts first, and more after them."""
         if not parts:
             return self
-        return Keyspace(self.key(*parts).decode("utf-8") + ":")
+        return Keyspace(self.key(*parts).decode() + ":")
 
     def pattern(self, *parts: Part) -> bytes:
         """A MATCH pattern for SCAN: exactly the keys below these parts; all of the keyspace without parts."""
@@ -180,8 +180,8 @@ class Keyspace:
 
 def workload_of(key: bytes, keyspaces: Mapping[str, Keyspace]) -> str | None:
     """The name of the keyspace that the key lies in, the one with the longest prefix, or None."""
-    owners = ((len(space.prefix), name) for name, space in keyspaces.items() if space.contains(key))
-    return max(owners, default=(0, None), key=lambda owner: owner[0])[1]
+    owners = [name for name, space in keyspaces.items() if space.contains(key)]
+    return max(owners, key=lambda name: len(keyspaces[name].prefix), default=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +214,7 @@ def check_disjoint(prefixes: Iterable[str]) -> tuple[PrefixProblem, ...]:
             PrefixProblem(prefix=prefix, problem=why) for what, why in _DUBIOUS if what.search(prefix)
         ]
     for first, second in combinations(given, 2):
-        short, long = sorted((first, second), key=len)
+        short, long = sorted((first, second))  # the beginning of a text sorts before it
         if short and long.startswith(short):
             why = "stands there twice" if short == long else f"is the beginning of {long!r}"
             problems.append(PrefixProblem(prefix=short, problem=why, other=long))

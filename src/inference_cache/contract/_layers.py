@@ -63,8 +63,8 @@ class Merged:
 
     layers: tuple[Layer, ...]
     table: dict[str, Any] = field(default_factory=dict)
-    written_in: dict[KeyPath, int] = field(default_factory=dict)
-    """Index of the layer that wrote a value last, or opened a table first."""
+    written_in: dict[KeyPath, int] = field(default_factory=lambda: {(): 0})
+    """Index of the layer that wrote a value last, or opened a table first; all begins in the base."""
     problems: list[ContractProblem] = field(default_factory=list)
 
     def file_of(self, path: KeyPath) -> str:
@@ -76,9 +76,8 @@ class Merged:
         return max(reversed(tuple(paths)), key=self._layer_of)
 
     def _layer_of(self, path: KeyPath) -> int:
-        while path and path not in self.written_in:
-            path = path[:-1]
-        return self.written_in.get(path, 0)
+        above = (path[:length] for length in range(len(path), -1, -1))
+        return next(self.written_in[known] for known in above if known in self.written_in)
 
     def lay_over(self, index: int, table: Mapping[str, Any], path: KeyPath = ()) -> None:
         """Put a layer's tables over what is there: tables merge by key, anything else replaces."""
@@ -96,12 +95,9 @@ class Merged:
                 target[key] = value
                 self.written_in[here] = index
 
-    def remove(self, path: KeyPath) -> None:
-        target = self.table
-        for name in path[:-1]:
-            target = target[name]
-        del target[path[-1]]
-        self.written_in = {p: i for p, i in self.written_in.items() if p[: len(path)] != path}
+    def remove_workload(self, name: str) -> None:
+        del self.table["workloads"][name]
+        self.written_in = {p: i for p, i in self.written_in.items() if p[:2] != ("workloads", name)}
 
 
 def dotted(path: KeyPath) -> str:
@@ -234,7 +230,7 @@ def _remove_workloads(merged: Merged, layer: Layer) -> None:
         elif isinstance(kept_here, Mapping) and name in kept_here:
             report(shown(name), f"a workload that this file does not also write as [workloads.{name}]")
         else:
-            merged.remove(("workloads", name))
+            merged.remove_workload(name)
 
 
 def _parse(label: str, content: bytes) -> dict[str, Any]:

@@ -178,12 +178,13 @@ class _Draft:
         today: dt.date,
     ) -> None:
         if "clause" in waiver and waiver["clause"] not in clauses:
-            near = difflib.get_close_matches(waiver["clause"].upper(), clauses, n=3, cutoff=0.0)
+            name = waiver["clause"].upper()
+            near = difflib.get_close_matches(name, clauses, cutoff=0.0)
             self.report(
                 (*path, "clause"),
                 shown(waiver["clause"]),
                 f"the id of a clause; the nearest are {', '.join(near)}",
-                suggestion=near[0],
+                suggestion=nearest(name, clauses),
                 file=file,
             )
         if "expires" in waiver and waiver["expires"] - today > _LONGEST_WAIVER:

@@ -51,7 +51,7 @@ class Identity:
         if not isinstance(value, str):
             raise UsageError(f"{name} is a str, not {type(value).__name__}")
         try:
-            return value.encode("utf-8")
+            return value.encode()
         except UnicodeEncodeError as error:
             raise UsageError(f"{name} is not valid Unicode ({error.reason}): {value!r:.80}") from error
 
@@ -66,7 +66,7 @@ class Identity:
         if not text:
             raise InvalidText("a text is empty: leave it out, there is nothing to embed")
         try:
-            encoded = text.encode("utf-8")
+            encoded = text.encode()
         except UnicodeEncodeError as error:
             raise InvalidText(
                 f"a text of {len(text)} characters is not valid Unicode at character {error.start}: "

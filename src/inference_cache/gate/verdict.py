@@ -141,7 +141,7 @@ def judge(
             raise ValueError(f"spec {result.spec} names {result.clause}, which the contract does not have")
         by_clause[result.clause].append(result)
     clauses = tuple(
-        _join(clause, by_clause[clause.id], clause.id in selected, (unready or {}).get(clause.id, ""))
+        _join(clause, by_clause[clause.id], clause.id in selected, (unready or {}).get(clause.id))
         for clause in contract.clauses.values()
     )
     verdict, code, reason = _decide(clauses, strict=strict, require_all=require_all, broken=broken)
@@ -164,7 +164,7 @@ def judge(
     )
 
 
-def _join(clause: Clause, results: Sequence[SpecResult], selected: bool, unready: str) -> ClauseResult:
+def _join(clause: Clause, results: Sequence[SpecResult], selected: bool, unready: str | None) -> ClauseResult:
     outcome = Outcome.NOT_PROVEN
     for result in results:
         outcome = outcome.join(Outcome.from_label(result.outcome))
@@ -179,14 +179,17 @@ def _join(clause: Clause, results: Sequence[SpecResult], selected: bool, unready
             if r.reason and Outcome.from_label(r.outcome) is not outcome
         ]
         reason = "; ".join(dict.fromkeys(deciding + others))
-    findings = {f.dedup_key: f for r in reversed(results) for f in r.findings}
+    findings: dict[tuple[str, str], Finding] = {}
+    for result in results:
+        for finding in result.findings:
+            findings.setdefault(finding.dedup_key, finding)
     return ClauseResult(
         clause=clause,
         selected=selected,
         outcome=outcome,
         reason=reason,
         duration_s=sum(r.duration_s for r in results),
-        findings=tuple(reversed(findings.values())),
+        findings=tuple(findings.values()),
         measurements={name: value for r in results for name, value in r.measurements.items()},
         plots=tuple(plot for r in results for plot in r.plots),
         specs=tuple(r.spec for r in results),

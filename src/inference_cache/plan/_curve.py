@@ -59,8 +59,6 @@ class Curve:
     def hit_ratio(self, maxmemory_bytes: float) -> float:
         """The hit ratio under LRU with so much ``maxmemory``, 0 to 1."""
         room = maxmemory_bytes - self.empty_bytes
-        if room <= 0 or self.requests == 0:
-            return 0.0
         edges = np.concatenate(([0.0], bucket_edges()))
         hits = np.concatenate(([0.0], np.cumsum(self.hits)))
         return self._ratio(float(np.interp(room, edges, hits)))

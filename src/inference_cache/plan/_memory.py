@@ -57,7 +57,7 @@ class MemoryModel:
             small = np.maximum(24, (wanted_bytes + 23) // 16 * 16 - 8)
             return np.where(wanted_bytes < 128 * 1024, small, (wanted_bytes + 16 + 4095) // 4096 * 4096 - 16)
         # Classes: multiples of 16 up to 128, then four to each doubling.
-        power = np.ceil(np.log2(np.maximum(wanted_bytes, 129))).astype(np.int64)
-        spacing = np.where(wanted_bytes <= 128, 16, 1 << np.maximum(power - 3, 4))
+        power = np.ceil(np.log2(np.maximum(wanted_bytes, 128))).astype(np.int64)
+        spacing = 1 << (power - 3)
         rounded: NDArray[np.int64] = (wanted_bytes + spacing - 1) // spacing * spacing
-        return np.maximum(rounded, 8)
+        return rounded

@@ -9,19 +9,8 @@ from typing import Any, Self, TypeVar
 
 from inference_cache.connection import AsyncClient, connect_async, deadline, remaining_s
 from inference_cache.errors import CommandRejected, Unreachable
-from inference_cache.keyspace import Keyspace
-from inference_cache.sessions._rules import (
-    SESSIONS,
-    Call,
-    Operation,
-    Rules,
-    SessionHandle,
-    SessionId,
-    SessionKeys,
-    Target,
-    session_keys,
-)
-from inference_cache.sessions._store import RETRY_PAUSES_S
+from inference_cache.sessions._common import RETRY_PAUSES_S, Sessions
+from inference_cache.sessions._rules import Call, Operation, SessionHandle, SessionId, Target
 from inference_cache.sessions._turns import State, Turn
 
 __all__ = ["AsyncSessionStore"]
@@ -29,38 +18,13 @@ __all__ = ["AsyncSessionStore"]
 T = TypeVar("T")
 
 
-class AsyncSessionStore:
+class AsyncSessionStore(Sessions[AsyncClient]):
     """The asyncio twin of :class:`~inference_cache.sessions.SessionStore`: same rules, arguments and errors.
 
     Use it in one event loop, and close it there with :meth:`aclose` or ``async with``.
     """
 
-    def __init__(
-        self,
-        client: AsyncClient | str,
-        *,
-        keyspace: Keyspace = SESSIONS,
-        ttl_s: float | None = 86_400,
-        deadline_s: float = 1.0,
-        max_turn_bytes: int = 1024 * 1024,
-        max_state_bytes: int = 1024 * 1024,
-        remember_updates: int = 250,
-        remember_sessions: int = 10_000,
-    ) -> None:
-        """See :class:`.SessionStore`; ``client`` is one from :func:`.connect_async`, or a URL."""
-        self.keyspace = keyspace
-        self.deadline_s = deadline_s
-        self._rules = Rules(
-            keys=self.keys,
-            ttl_s=ttl_s,
-            max_turn_bytes=max_turn_bytes,
-            max_state_bytes=max_state_bytes,
-            remember_updates=remember_updates,
-            remember_sessions=remember_sessions,
-        )
-        with deadline(deadline_s):  # which refuses what is no deadline
-            self._owns_client = isinstance(client, str)
-            self._client = connect_async(client, deadline_s=deadline_s) if isinstance(client, str) else client
+    _connect = staticmethod(connect_async)
 
     async def __aenter__(self) -> Self:
         return self
@@ -74,10 +38,6 @@ class AsyncSessionStore:
         """See :meth:`.SessionStore.close`."""
         if self._owns_client:
             await self._client.aclose()
-
-    def keys(self, id: SessionId) -> SessionKeys:
-        """See :meth:`.SessionStore.keys`."""
-        return session_keys(self.keyspace, id)
 
     async def create(self, id: SessionId, *, replace: bool = False) -> SessionHandle:
         """See :meth:`.SessionStore.create`."""
@@ -98,10 +58,6 @@ class AsyncSessionStore:
     async def delete(self, session: Target) -> None:
         """See :meth:`.SessionStore.delete`."""
         await self._run(self._rules.delete(session))
-
-    def forget(self, id: SessionId) -> None:
-        """See :meth:`.SessionStore.forget`."""
-        self._rules.forget(id)
 
     async def append(self, session: Target, turn: Turn | bytes, *, idempotency_key: str) -> int:
         """See :meth:`.SessionStore.append`."""

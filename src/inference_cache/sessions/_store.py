@@ -5,33 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from inference_cache.connection import Client, connect, deadline, remaining_s
 from inference_cache.errors import CommandRejected, Unreachable
-from inference_cache.keyspace import Keyspace
-from inference_cache.sessions._rules import (
-    SESSIONS,
-    Call,
-    Operation,
-    Rules,
-    SessionHandle,
-    SessionId,
-    SessionKeys,
-    Target,
-    session_keys,
-)
+from inference_cache.sessions._common import RETRY_PAUSES_S, Sessions
+from inference_cache.sessions._rules import Call, Operation, SessionHandle, SessionId, Target
 from inference_cache.sessions._turns import State, Turn
 
-__all__ = ["RETRY_PAUSES_S", "SessionStore"]
-
-RETRY_PAUSES_S: Final = (0.01, 0.05, 0.2)
-"""Before each further try of a call whose connection was lost."""
+__all__ = ["SessionStore"]
 
 T = TypeVar("T")
 
 
-class SessionStore:
+class SessionStore(Sessions[Client]):
     """Conversations in one Valkey, for any number of threads and processes.
 
     A session is named by its id, ``"a1b2"`` or in parts ``("user", 123)``, or by the handle that
@@ -61,41 +48,7 @@ class SessionStore:
     when the cache gives no answer.
     """
 
-    def __init__(
-        self,
-        client: Client | str,
-        *,
-        keyspace: Keyspace = SESSIONS,
-        ttl_s: float | None = 86_400,
-        deadline_s: float = 1.0,
-        max_turn_bytes: int = 1024 * 1024,
-        max_state_bytes: int = 1024 * 1024,
-        remember_updates: int = 250,
-        remember_sessions: int = 10_000,
-    ) -> None:
-        """``client`` is one from :func:`~inference_cache.connection.connect`, or a URL.
-
-        ``max_turn_bytes`` bounds content and metadata of a turn together. ``remember_updates`` counts per
-        session, and is fixed when a session is created; each takes 50 bytes in the cache, or 120 when there
-        are more than 250, which a server no longer stores compactly.
-        ``remember_sessions`` counts for this store, and takes some 300 bytes each here; as many updates
-        without an answer are remembered too.
-
-        Raises UsageError for a wrong setting or URL.
-        """
-        self.keyspace = keyspace
-        self.deadline_s = deadline_s
-        self._rules = Rules(
-            keys=self.keys,
-            ttl_s=ttl_s,
-            max_turn_bytes=max_turn_bytes,
-            max_state_bytes=max_state_bytes,
-            remember_updates=remember_updates,
-            remember_sessions=remember_sessions,
-        )
-        with deadline(deadline_s):  # which refuses what is no deadline
-            self._owns_client = isinstance(client, str)
-            self._client = connect(client, deadline_s=deadline_s) if isinstance(client, str) else client
+    _connect = staticmethod(connect)
 
     def __enter__(self) -> Self:
         return self
@@ -109,10 +62,6 @@ class SessionStore:
         """Closes the connections, if the store was made from a URL."""
         if self._owns_client:
             self._client.close()
-
-    def keys(self, id: SessionId) -> SessionKeys:
-        """All keys that a session of this id has or may have."""
-        return session_keys(self.keyspace, id)
 
     def create(self, id: SessionId, *, replace: bool = False) -> SessionHandle:
         """Begins a session, if there is no trace of one.
@@ -142,10 +91,6 @@ class SessionStore:
         SessionLost and removes nothing when another session has begun under the id.
         """
         self._run(self._rules.delete(session))
-
-    def forget(self, id: SessionId) -> None:
-        """Accepts that the session was lost or replaced: the store takes what it finds next as it is."""
-        self._rules.forget(id)
 
     def append(self, session: Target, turn: Turn | bytes, *, idempotency_key: str) -> int:
         """Adds a turn at the end and returns its position, counted from 0. Bytes are a turn without a role.
