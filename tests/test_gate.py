@@ -83,7 +83,9 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def command_line(folder: Path, *options: str, program: Sequence[str] = GATE, workers: int = 0) -> list[str]:
     placed = ["--workers", str(workers)] if program == GATE else []
-    return [*program, *placed, "--report-dir", str(folder / "reports"), *options]
+    # Whoever runs these tests in the background of a shell has Ctrl-C ignored, and hands that on.
+    started = ["env", "--default-signal=INT", *program]
+    return [*started, *placed, "--report-dir", str(folder / "reports"), *options]
 
 
 def run_gate(
