@@ -24,7 +24,13 @@ def add(commands: Any) -> None:
         metavar="ID",
         help="run only this mutant or good system (repeatable)",
     )
-    selftest.add_argument("--jobs", type=int, default=3, metavar="N", help="systems at once (default: 3)")
+    selftest.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="systems at once (default: two and a half times the processors, as they mostly wait)",
+    )
     selftest.add_argument(
         "--report-dir", default="reports", metavar="DIR", help="where the matrix goes (default: reports)"
     )
@@ -48,7 +54,7 @@ def add(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from inference_cache.gate.suite import pytest_command, suite_folder
+    from inference_cache.gate.suite import pytest_command, suite_folder, usable_cpus
 
     pytest_command([], workers=0)  # names a missing extra before anything is started
     folder = str(suite_folder())
@@ -63,7 +69,7 @@ def _run(options: argparse.Namespace) -> int:
     return int(
         run_selftest(
             only=options.only,
-            jobs=options.jobs,
+            jobs=usable_cpus() * 5 // 2 if options.jobs is None else options.jobs,
             report_dir=options.report_dir,
             list_only=options.list,
             quick=options.quick,
