@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,7 @@ from fixtures.traffic import (
 )
 from inference_cache.connection import connect
 from inference_cache.contract import load
+from inference_cache.sessions import SessionStore
 
 CONTRACT = load()
 KIB, MIB = 1024, 1024 * 1024
@@ -211,3 +214,25 @@ class TestLatency:
 
     def test_nothing_measured_is_zero(self) -> None:
         assert StreamResult().percentile_ms(99) == 0.0
+
+
+class PushedOut(SessionStore):
+    """A session store whose sessions are evicted as soon as they are made."""
+
+    def append(self, session: Any, *turns: Any, **options: Any) -> Any:
+        self.delete(session)
+        return super().append(session, *turns, **options)
+
+
+def test_a_session_that_is_evicted_before_its_first_turn_is_lost_and_fails_nothing(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    stream = replace(
+        STREAM, name="reads", prefix="session:", keys=5, driver="sessions", path="test_load_traffic:PushedOut"
+    )
+    result = run_traffic([(server.url, [stream])], seconds=0.5)["reads"]
+
+    assert result.requests == 100
+    assert result.lost > 100
+    assert result.errors.total() == 0
