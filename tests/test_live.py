@@ -485,6 +485,15 @@ class TestGateOnALiveServer:
         assert process.returncode == 3, output
         assert "interrupted before anything was judged" in output
 
+    def test_a_finding_of_a_read_only_run_is_reproduced_read_only(self, tmp_path: Path) -> None:
+        """The command that a report hands on allows no more than the one that was given."""
+        with live_server() as server, server.connect() as client:
+            client.set(b"vllm:kv:run:block", b"x")
+            run = run_gate(tmp_path, "--url", server.url, "--read-only", "--no-twin", "--clause", "KV-09")
+
+        told = run.finding("KV-09")["reproduce"].split()
+        assert {"--read-only", "--no-twin"} <= set(told)
+
     def test_read_only_writes_nothing(self, tmp_path: Path) -> None:
         with live_server() as server, monitored(server) as seen:
             run = run_gate(
