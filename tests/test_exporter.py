@@ -25,7 +25,7 @@ from fixtures.targets.embedded import EmbeddedServer, shipped_executables
 from inference_cache.acl import render_acl
 from inference_cache.cli import main
 from inference_cache.contract import load
-from inference_cache.errors import UsageError
+from inference_cache.errors import PersistenceFailed, UsageError
 from inference_cache.exporter import Exporter, Settings
 from inference_cache.gate.report_metrics import to_metrics
 from inference_cache.metrics import METRICS, Source
@@ -110,6 +110,28 @@ class TestWhatIsThere:
             )
 
         assert 0.5 < (seen.value("inference_cache_sample_explained_ratio") or 0) < 2
+
+    def test_is_asked_for_nothing_that_a_server_without_a_save_refuses(self, server: EmbeddedServer) -> None:
+        """Not even a PING, which such a server refuses as it does a write, and counts as an error."""
+        fill(server, {"emb:": 10})
+        with server.connect() as client:
+            client.config_set("save", "3600 1")
+            (server.data_dir / "dump.rdb").mkdir()
+            client.execute_command("BGSAVE")
+            eventually(
+                lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "a save that fails"
+            )
+            with pytest.raises(PersistenceFailed):
+                client.ping()
+            before = client.info("errorstats")
+            with exporter(server) as opened:
+                until(opened.address, sampled, "a sample")
+                time.sleep(1.5)  # a pass over so few keys takes no time, and the next begins a second later
+                seen = scrape(opened.address)
+            after = client.info("errorstats")
+
+        assert seen.value("inference_cache_up") == 1
+        assert after == before
 
     def test_keeps_its_series_whatever_the_keys_are_called(self, server: EmbeddedServer) -> None:
         fill(server, {f"tenant{number}:": 1 for number in range(500)})

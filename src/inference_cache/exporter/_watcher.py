@@ -231,7 +231,11 @@ class Watcher:
             walk = self._walk
             assert walk is not None  # INFO comes first, and sets it
             commands: list[Command] = walk.next(allowance - len(idle_keys), now_s)
-        batch = [*commands, *(("OBJECT IDLETIME", key) for key, _ in idle_keys)] or [("PING",)]
+        batch = [*commands, *(("OBJECT IDLETIME", key) for key, _ in idle_keys)]
+        if not batch:
+            # Not a PING either: a server that cannot save refuses that (MISCONF), and counts it as an error
+            # that an operator will look into. INFO tells soon enough whether the server is there.
+            return 0
         pipeline = self._client.pipeline(transaction=False)
         for command in batch:
             pipeline.execute_command(*command)
