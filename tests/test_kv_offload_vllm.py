@@ -168,8 +168,15 @@ class TestTier:
         stats = rig.tier.get_stats().reduce()
         assert any("store" in name and count == 2 for name, count in stats.items())
         assert rig.tier.get_stats() is None
+        rig.tier.submit_load(rig.job(2, rig.keys(1, 2), [2, 3], loads=True))
+        load = rig.finished()
+        loaded = rig.tier.get_stats().reduce()
+        assert loaded["vllm:kv_offload_valkey_load_block_seconds_count"] == 1
+        assert loaded["vllm:kv_offload_valkey_load_block_seconds_sum"] == load.transfer_time / 2
+        assert not any("load_block_seconds" in name for name in stats)
         defined = type(rig.tier).build_metric_definitions({})
-        assert all(name.split(":(")[0] in defined for name in stats)
+        for name in (*stats, *loaded):
+            assert name.split(":(")[0].removesuffix("_count").removesuffix("_sum") in defined
 
     def test_a_reset_of_the_engine_makes_new_keys(self, rig: Rig) -> None:
         from vllm.v1.kv_offload.base import LookupResult

@@ -451,6 +451,21 @@ class TestTrouble:
         assert f'pid="{os.getpid()}"' in line
         assert float(line.split()[-1]) > 1000
 
+    def test_calls_are_timed_also_those_that_fail(self, make: Callable[..., SpillStorage]) -> None:
+        storage = make()
+        [url] = storage.spill([an_object(1, 1000)])
+        restored(storage, url)
+        storage.delete([url])
+        with pytest.raises(BlobLost):
+            restored(storage, url)
+
+        spreads = storage.durations.copy()
+        assert {operation: spread.count for operation, spread in spreads.items()} == {
+            "spill": 1,
+            "restore": 2,
+        }
+        assert all(spread.sum_s > 0 for spread in spreads.values())
+
 
 class TestBreaker:
     def test_it_lets_one_try_after_the_pause(self) -> None:

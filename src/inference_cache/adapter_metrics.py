@@ -11,8 +11,9 @@
 
 Adapters count by themselves; these counts are read when Prometheus scrapes, and not before. :meth:`watch`
 returns a stand-in for the adapter that also times its calls, for which it costs some microseconds each;
-:meth:`count` reads the counters alone and costs nothing. The families are those of
-``inference_cache.metrics`` with source ADAPTERS: hits, misses and errors by reason, bytes, durations.
+:meth:`count` reads what the adapter counts by itself, of spills the durations too, and costs nothing. The
+families are those of ``inference_cache.metrics`` with source ADAPTERS: hits, misses and errors by reason,
+bytes, durations.
 """
 
 from __future__ import annotations
@@ -32,22 +33,19 @@ from inference_cache.errors import (
     SessionLost,
     SessionUnknown,
 )
-from inference_cache.metrics import metric
+from inference_cache.metrics import DURATION_BUCKETS_S, Spread, metric
 
 try:
     from prometheus_client import Histogram
-    from prometheus_client.core import CounterMetricFamily
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
     from prometheus_client.metrics_core import Metric as Family
     from prometheus_client.registry import Collector
 except ImportError as error:
     raise MissingExtra(module="prometheus_client", extra="observability") from error
 
-__all__ = ["BUCKETS_S", "AdapterMetrics"]
+__all__ = ["AdapterMetrics"]
 
 A = TypeVar("A")
-
-BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0)
-"""Upper bounds of the histogram of durations."""
 
 _READS: Final = frozenset({"load", "lookup", "restore", "size"})
 """Operations in which not to find a value is a miss; in others it is an answer like any."""
@@ -94,9 +92,10 @@ class AdapterMetrics(Collector):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._sources: dict[tuple[str, str], list[Callable[[], _Totals]]] = {}
+        self._timed: dict[tuple[str, str], list[Callable[[], Mapping[str, Spread]]]] = {}
         declared = metric("inference_cache_adapter_operation_duration_seconds")
         self._durations = Histogram(
-            declared.name, declared.help, declared.labels, buckets=BUCKETS_S, registry=None
+            declared.name, declared.help, declared.labels, buckets=DURATION_BUCKETS_S, registry=None
         )
 
     def count(self, adapter: Any, *, workload: str) -> None:
@@ -107,6 +106,9 @@ class AdapterMetrics(Collector):
         """
         _totals_of(adapter)
         self._add(adapter, workload, lambda: _totals_of(adapter))
+        if hasattr(adapter, "durations"):
+            with self._lock:
+                self._timed.setdefault((type(adapter).__name__, workload), []).append(adapter.durations.copy)
 
     def watch(self, adapter: A, *, workload: str) -> A:
         """A stand-in for the adapter that times its calls and counts what it does not count itself.
@@ -123,6 +125,7 @@ class AdapterMetrics(Collector):
     def collect(self) -> Iterable[Family]:
         with self._lock:
             sources = {labels: list(each) for labels, each in self._sources.items()}
+            timed = {labels: list(each) for labels, each in self._timed.items()}
         totals = {labels: _summed(each) for labels, each in sources.items()}
         for name, values in (
             ("hits", {labels: t.hits for labels, t in totals.items()}),
@@ -137,7 +140,26 @@ class AdapterMetrics(Collector):
             for labels, value in values.items():
                 family.add_metric(labels, value)
             yield family
-        yield from self._durations.collect()
+        yield self._all_durations(timed)
+
+    def _all_durations(
+        self, timed: Mapping[tuple[str, str], list[Callable[[], Mapping[str, Spread]]]]
+    ) -> Family:
+        """Calls that were timed here, and those that adapters timed themselves, as one family."""
+        declared = metric("inference_cache_adapter_operation_duration_seconds")
+        family = HistogramMetricFamily(declared.name, declared.help, labels=declared.labels)
+        for labels, copies in timed.items():
+            spreads: dict[str, Spread] = {}
+            for copy in copies:
+                for operation, spread in copy().items():
+                    spreads[operation] = spreads[operation] + spread if operation in spreads else spread
+            for operation, spread in spreads.items():
+                bounds = (*map(str, DURATION_BUCKETS_S), "+Inf")
+                buckets = list(zip(bounds, map(float, spread.cumulative), strict=True))
+                family.add_metric((*labels, operation), buckets=buckets, sum_value=spread.sum_s)
+        for own in self._durations.collect():
+            family.samples += own.samples
+        return family
 
     def _add(self, adapter: Any, workload: str, source: Callable[[], _Totals]) -> None:
         with self._lock:

@@ -50,6 +50,11 @@ class JobResult:
         """Whether every block was."""
         return all(self.done)
 
+    @property
+    def block_s(self) -> float:
+        """How long it took for each of its blocks, in seconds."""
+        return self.took_s / max(1, len(self.done))
+
 
 class JobQueue:
     """Jobs that nobody works on yet, and those that somebody does.

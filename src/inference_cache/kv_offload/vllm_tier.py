@@ -24,6 +24,7 @@ from inference_cache.kv_offload._settings import TierSettings
 from inference_cache.kv_offload._tier import BlockTier
 from inference_cache.kv_offload._vllm_facts import RequestScopes, engine_facts, options_of
 from inference_cache.kv_offload._weights import weights_of
+from inference_cache.metrics import DURATION_BUCKETS_S
 
 try:
     from vllm.distributed.kv_transfer.kv_connector.v1.offloading.metrics import OffloadingConnectorStats
@@ -36,6 +37,7 @@ try:
         OffloadingCounterMetadata,
         OffloadingEvent,
         OffloadingGaugeMetadata,
+        OffloadingHistogramMetadata,
         RequestOffloadingContext,
         get_offload_block_hash,
         get_offload_group_idx,
@@ -56,6 +58,7 @@ __all__ = ["ValkeyOffloadingConnector", "ValkeyTier"]
 _logger = logging.getLogger(__name__)
 
 BLOCKS_METRIC = "vllm:kv_offload_valkey_blocks"
+LOAD_METRIC = "vllm:kv_offload_valkey_load_block_seconds"
 GAUGES = {
     "waiting_bytes": ("vllm:kv_offload_valkey_waiting_bytes", "Bytes that wait to be stored or loaded."),
     "pending_lookups": ("vllm:kv_offload_valkey_pending_lookups", "Blocks looked up without an answer yet."),
@@ -140,6 +143,7 @@ class ValkeyTier(SecondaryTierManager):
         )
         self._jobs: dict[int, list[OffloadKey]] = {}
         self._reported: dict[tuple[str, str], int] = {}
+        self._loads_s: list[float] = []
         self._events: list[Any] = []
         self._wants_events = enable_kv_events and offloading_spec.kv_events_config.enable_kv_cache_events
         _logger.info("KV blocks of %s: %r", identity.model, self.core)
@@ -205,6 +209,8 @@ class ValkeyTier(SecondaryTierManager):
                 )
             )
         loads = result.transfer is Transfer.LOAD
+        if loads:
+            self._loads_s.append(result.block_s)
         return JobResult(
             job_id=result.number,
             success=result.ok,
@@ -237,7 +243,11 @@ class ValkeyTier(SecondaryTierManager):
             BLOCKS_METRIC: OffloadingCounterMetadata(
                 documentation="Blocks by operation (lookup, load, store) and by how it ended.",
                 labelnames=("operation", "reason"),
-            )
+            ),
+            LOAD_METRIC: OffloadingHistogramMetadata(
+                documentation="Time of a load from its submission to its end, divided by its blocks.",
+                buckets=DURATION_BUCKETS_S,
+            ),
         }
         for name, documentation in GAUGES.values():
             definitions[name] = OffloadingGaugeMetadata(documentation=documentation)
@@ -250,6 +260,9 @@ class ValkeyTier(SecondaryTierManager):
             new = count - self._reported.get(labels, 0)
             if new and not labels[0].endswith("_bytes"):
                 stats.increase_counter(BLOCKS_METRIC, new, labels)
+        loads_s, self._loads_s = self._loads_s, []
+        for took_s in loads_s:
+            stats.observe_histogram(LOAD_METRIC, took_s)
         if stats.is_empty():
             return None
         self._reported = dict(counters)

@@ -9,7 +9,18 @@ those that a PromQL expression reads::
 
 from __future__ import annotations
 
+from inference_cache.metrics._durations import DURATION_BUCKETS_S, Durations, Spread
 from inference_cache.metrics._model import Kind, Metric, Source
 from inference_cache.metrics._registry import METRICS, metric, names_in
 
-__all__ = ["METRICS", "Kind", "Metric", "Source", "metric", "names_in"]
+__all__ = [
+    "DURATION_BUCKETS_S",
+    "METRICS",
+    "Durations",
+    "Kind",
+    "Metric",
+    "Source",
+    "Spread",
+    "metric",
+    "names_in",
+]

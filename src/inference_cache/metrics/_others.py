@@ -116,6 +116,12 @@ VLLM += (
         "reason",
         when=_OURS,
     ),
+    _vllm(
+        "histogram",
+        "kv_offload_valkey_load_block_seconds",
+        "Time of a load from its submission to its end, divided by its blocks.",
+        when=_OURS,
+    ),
     _vllm("gauge", "kv_offload_valkey_waiting_bytes", "Bytes that wait to be moved.", when=_OURS),
     _vllm("gauge", "kv_offload_valkey_pending_lookups", "Blocks looked up without an answer.", when=_OURS),
     _vllm("gauge", "kv_offload_valkey_away", "1 while the server counts as away.", when=_OURS),

@@ -13,7 +13,7 @@ __all__ = ["write_textfile"]
 
 
 def write_textfile(storage: Any, folder: Path, labels: Mapping[str, str]) -> Path:
-    """Write ``ray_spill_<pid>.prom`` with the storage's counters, as the families of
+    """Write ``ray_spill_<pid>.prom`` with the storage's counters and durations, as the families of
     :class:`inference_cache.adapter_metrics.AdapterMetrics` under the workload ``ray``.
 
     ``labels`` and the process id tell the workers of a node apart: the collector refuses a series twice.

@@ -25,6 +25,7 @@ from inference_cache.errors import (
     WriteRefused,
 )
 from inference_cache.keyspace import Keyspace
+from inference_cache.metrics import Durations
 from inference_cache.ray_spill._breaker import Breaker
 from inference_cache.ray_spill._counters import Counters, QuietLog
 from inference_cache.ray_spill._janitor import SweepReport, sweep
@@ -73,6 +74,7 @@ class SpillStorage:
         self.params = params
         self.names = SpillNames(Keyspace(params.prefix), session=session, node=node)
         self.counters = Counters()
+        self.durations = Durations()
         self._log = QuietLog(_logger)
         options = params.connect_options()
         self._records = RecordStore(
@@ -153,7 +155,9 @@ class SpillStorage:
             return []
         size_bytes = sum(map(record_bytes, chosen))
         items = [(self.names.key(item.id), record_of(item)) for item in chosen]
+        began_s = time.monotonic()
         outcomes = self._store(items, self.params.limit_s(size_bytes))
+        self.durations.observe("spill", time.monotonic() - began_s)
         stored = next((at for at, outcome in enumerate(outcomes) if not outcome.ok), len(outcomes))
         for outcome in outcomes:
             self.counters.add("spill", outcome.reason)
@@ -181,43 +185,11 @@ class SpillStorage:
             TornRestore: the object was begun, and neither can it be ended.
         """
         self._begin()
-        key, offset, size_bytes = parse_url(url)
-        patience_s = self.params.restore_s
-        away_s = self._reads.open_for_s
-        if patience_s is not None and away_s > patience_s:
-            # Others have waited already; the thread in the background sees when it is back.
-            self.counters.add("restore", "lost_unavailable")
-            raise Unreachable(f"{self._client.endpoint} has not answered for {away_s:.0f} s")
-        with self._restoring:
-            source = PiecewiseSource(
-                self._records.pieces(
-                    key,
-                    self._memory,
-                    size_bytes=size_bytes,
-                    limit_s=self.params.limit_s,
-                    patience=self._patience(),
-                )
-            )
-            try:
-                length = self._deliver(source, offset, size_bytes, deliver)
-            except (BlobError, CacheError) as error:
-                reason = self._lost(key, error)
-                if source.begun:
-                    if isinstance(error, BlobError):
-                        # Ray asks again, and the next time there must be nothing to begin.
-                        self._drop(key)
-                    raise TornRestore(
-                        f"{key!r:.200} was torn in the middle of a transfer ({reason})"
-                    ) from error
-                raise
-            finally:
-                source.close()
-                # One piece of memory is worth keeping warm; the second is for the largest objects only.
-                self._scratch.pop(1, None)
-        self._reads.closed()
-        self.counters.add("restore", "hit")
-        self.counters.add("restore", "bytes", length)
-        return length
+        began_s = time.monotonic()
+        try:
+            return self._restore(url, deliver)
+        finally:
+            self.durations.observe("restore", time.monotonic() - began_s)
 
     def delete(self, urls: Sequence[str | bytes]) -> None:
         """Removes objects at once, or, while the server is away, as soon as it is back. Raises nothing."""
@@ -300,6 +272,45 @@ class SpillStorage:
                     del self._doubtful[object_id]
 
     # --- restoring
+
+    def _restore(self, url: str | bytes, deliver: Deliver) -> int:
+        key, offset, size_bytes = parse_url(url)
+        patience_s = self.params.restore_s
+        away_s = self._reads.open_for_s
+        if patience_s is not None and away_s > patience_s:
+            # Others have waited already; the thread in the background sees when it is back.
+            self.counters.add("restore", "lost_unavailable")
+            raise Unreachable(f"{self._client.endpoint} has not answered for {away_s:.0f} s")
+        with self._restoring:
+            source = PiecewiseSource(
+                self._records.pieces(
+                    key,
+                    self._memory,
+                    size_bytes=size_bytes,
+                    limit_s=self.params.limit_s,
+                    patience=self._patience(),
+                )
+            )
+            try:
+                length = self._deliver(source, offset, size_bytes, deliver)
+            except (BlobError, CacheError) as error:
+                reason = self._lost(key, error)
+                if source.begun:
+                    if isinstance(error, BlobError):
+                        # Ray asks again, and the next time there must be nothing to begin.
+                        self._drop(key)
+                    raise TornRestore(
+                        f"{key!r:.200} was torn in the middle of a transfer ({reason})"
+                    ) from error
+                raise
+            finally:
+                source.close()
+                # One piece of memory is worth keeping warm; the second is for the largest objects only.
+                self._scratch.pop(1, None)
+        self._reads.closed()
+        self.counters.add("restore", "hit")
+        self.counters.add("restore", "bytes", length)
+        return length
 
     def _memory(self, turn: int, size_bytes: int) -> memoryview:
         held = self._scratch.get(turn)
