@@ -12,6 +12,7 @@ import pytest
 from fixtures.availability import ADAPTERS, FAULTS, Cell, adapters, open_sockets, try_under_fault
 from fixtures.engines.ray_pool import password_of
 from fixtures.faults.proxy import FaultProxy
+from fixtures.machine import Stalls
 from fixtures.observe import require_info, wait_for
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, check, clause, ensure
@@ -31,6 +32,18 @@ def matrix(
     servers: ServerFactory, implementation: Implementation, rng: random.Random, *, recovery_s: float
 ) -> list[Cell]:
     """Every adapter under every fault: adapters side by side, each with a proxy of its own."""
+    with Stalls() as stalls:
+        return _matrix(servers, implementation, rng, recovery_s=recovery_s, stalls=stalls)
+
+
+def _matrix(
+    servers: ServerFactory,
+    implementation: Implementation,
+    rng: random.Random,
+    *,
+    recovery_s: float,
+    stalls: Stalls,
+) -> list[Cell]:
     server = servers.scaled()
     cells: list[Cell] = []
     errors: list[BaseException] = []
@@ -50,7 +63,7 @@ def matrix(
                 try:
                     ensure(adapter.ask(), f"{adapter.name} does not work without a fault")
                     for name in FAULTS:
-                        cell = try_under_fault(adapter, proxy, name, recovery_s=recovery_s)
+                        cell = try_under_fault(adapter, proxy, name, recovery_s=recovery_s, stalls=stalls)
                         cells.append(cell)
                         if cell.recovered_s is None or cell.took_s > LIMIT_S:
                             break  # found wanting: what it does under further faults says nothing more
@@ -147,7 +160,7 @@ def test_no_connection_is_left_behind(
         require_info(client, "clients")
         before_here = open_sockets()
         before_there = int(require_info(client, "clients")["connected_clients"])
-        with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy:
+        with FaultProxy(upstream=("127.0.0.1", server.port)) as proxy, Stalls() as stalls:
             every = adapters(
                 implementation,
                 server.login_url(proxy.port),
@@ -160,7 +173,7 @@ def test_no_connection_is_left_behind(
                 for name in quick:
                     for adapter in every:
                         if turn == 0 or not adapter.pauses:
-                            try_under_fault(adapter, proxy, name, recovery_s=5)
+                            try_under_fault(adapter, proxy, name, recovery_s=5, stalls=stalls)
                             tried += 1
             for adapter in every:
                 adapter.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -76,3 +77,43 @@ def test_a_process_group_counts_as_ours_when_it_is_named() -> None:
         burner.kill()
         burner.wait()
     assert MachineUse.now().busy_s > 0
+
+
+class TestAProcessThatStoodStill:
+    CODE = """
+import sys, time
+from fixtures.machine import Stalls
+with Stalls() as stalls:
+    began = time.monotonic()
+    print("ready", flush=True)
+    {work}
+    time.sleep(0.1)
+    ended = time.monotonic()
+print(ended - began, stalls.lost_s(began, ended), stalls.lost_s(began - 9, began))
+"""
+
+    def start(self, work: str) -> subprocess.Popen[str]:
+        code = self.CODE.format(work=work)
+        return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+    def test_is_told_for_how_long(self) -> None:
+        with self.start("time.sleep(0.8)") as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(1.5)
+            process.send_signal(signal.SIGCONT)
+            took_s, lost_s, before_s = map(float, process.communicate(timeout=30)[0].split())
+
+        assert took_s > 1.4
+        assert 1.2 < lost_s <= took_s
+        assert before_s == 0
+
+    def test_is_not_excused_for_what_it_computed(self) -> None:
+        # One call into C, which lets no other thread of the interpreter run.
+        with self.start("sum(range(100_000_000))") as process:
+            out = process.communicate(timeout=60)[0]
+        took_s, lost_s, _ = map(float, out.split()[1:])
+
+        assert took_s > 0.5
+        assert lost_s < 0.5 * took_s
