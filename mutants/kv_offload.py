@@ -28,6 +28,8 @@ __all__ = [
     "CountsHitsAnywhere",
     "DropsTheLastInSilence",
     "FailsWithTheServer",
+    "FirstWorkersPart",
+    "HalvesOfLatents",
     "KeepsDamage",
     "KeysByHash",
     "LosesDrainedJobs",
@@ -158,6 +160,36 @@ class SwapsRows(BlockTier):
             self._row(first)[:] = self._row(last)
             self._row(last)[:] = kept
         return moved
+
+
+class FirstWorkersPart(BlockTier):
+    """A row is taken for as long as one worker's part of it."""
+
+    def _load(self, job: Any, store: BlobStore, done: list[bool]) -> int:
+        moved = super()._load(job, store, done)
+        if moved and self.identity.world_size > 1:
+            note_adapter("FirstWorkersPart")
+            _forget(
+                self._row(slot)[self.identity.value_bytes // self.identity.world_size :]
+                for _, slot in job.items
+            )
+        return moved
+
+
+class HalvesOfLatents(BlockTier):
+    """Keys and values are looked for in every row, and latent attention keeps neither."""
+
+    def _load(self, job: Any, store: BlobStore, done: list[bool]) -> int:
+        moved = super()._load(job, store, done)
+        if moved and "kv_lora_rank" in dict(self.identity.options).get("model_config", ""):
+            note_adapter("HalvesOfLatents")
+            _forget(self._row(slot)[self.identity.value_bytes // 2 :] for _, slot in job.items)
+        return moved
+
+
+def _forget(parts: Iterable[memoryview]) -> None:
+    for part in parts:
+        part[:] = bytes(len(part))
 
 
 class AcceptsDamage(BlockTier):

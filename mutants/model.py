@@ -70,6 +70,8 @@ class Mutant(System):
     way: Way
     clause: str
     """A clause id; where the suite itself is wrong, also what it must keep beside the clauses."""
+    spec: str = ""
+    """Part of the name of the clause's one spec that can see it, which alone is run; empty for all."""
     patch: str = ""
     """Name of a change in :mod:`mutants.suite_patches`."""
     incident: str = ""

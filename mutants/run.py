@@ -115,6 +115,7 @@ def judge_system(
             options += [] if system.engines else ["--no-engines"]
         # One violation of its clause is what a mutant is for: the clause's other specs may take an engine.
         behind = ["--", "--exitfirst"] if isinstance(system, Mutant) else []
+        behind += ["-k", system.spec] if isinstance(system, Mutant) and system.spec else []
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "inference_cache", "gate", "--workers", str(system.workers)),

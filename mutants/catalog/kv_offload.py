@@ -7,7 +7,7 @@ from mutants.model import GoodSystem, Mutant, Way
 __all__ = ["GOOD_SYSTEMS", "MUTANTS"]
 
 
-def _tier(id: str, clause: str, adapter: str, title: str, incident: str = "") -> Mutant:
+def _tier(id: str, clause: str, adapter: str, title: str, incident: str = "", *, spec: str = "") -> Mutant:
     return Mutant(
         id=id,
         title=title,
@@ -15,6 +15,7 @@ def _tier(id: str, clause: str, adapter: str, title: str, incident: str = "") ->
         clause=clause,
         implementation={"kv_offload": f"mutants.kv_offload:{adapter}"},
         incident=incident,
+        spec=spec,
     )
 
 
@@ -106,6 +107,20 @@ MUTANTS: tuple[Mutant, ...] = (
         incident="LMCache 0.5.6 begins its keys with the model's name unless it is told a prefix",
     ),
     _tier("U93", "KV-02", "SwapsRows", "two blocks of a load change places; needs a vLLM to be seen"),
+    _tier(
+        "U100",
+        "KV-02",
+        "FirstWorkersPart",
+        "of a block that two workers share, only the first one's part is loaded",
+        spec="several_kinds",
+    ),
+    _tier(
+        "U101",
+        "KV-02",
+        "HalvesOfLatents",
+        "half a block of latent attention is taken for its values, and is lost",
+        spec="latent",
+    ),
 )
 
 GOOD_SYSTEMS: tuple[GoodSystem, ...] = ()
