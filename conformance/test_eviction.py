@@ -23,6 +23,7 @@ from fixtures.load import (
     store,
     workload_items,
 )
+from fixtures.machine import Onlooker
 from fixtures.observe import require_config, require_info, server_time_ms, wait_for
 from fixtures.pacing import big_blocks, cohort, read_all, wait_seconds, write_paced
 from fixtures.servers import ServerFactory, effective_maxmemory
@@ -548,9 +549,10 @@ def test_evicting_big_blocks_does_not_stall_others(
     """While 4 MiB blocks are written and evicted, reads of other workloads keep within their declared p99.
 
     A second, idle server is read at the same moments: what it suffers is the machine's doing and is added to
-    the bound. While the p99 is above it, the sample grows, from 3 up to 12 s, so that one hiccup does not
-    decide. Persistence is off: eviction is judged here, and a log on a busy disk stalls a server that evicts
-    nothing just as much.
+    the bound. A server at work waits for a processor more often than an idle one: what that explains is not
+    held against it, and the clause is not proven then. While the p99 is above the bound, the sample grows,
+    from 3 up to 12 s, so that one hiccup does not decide. Persistence is off: eviction is judged here, and a
+    log on a busy disk stalls a server that evicts nothing just as much.
     """
     memory_only = {"appendonly": "no", "save": ""}
     server = servers.scaled(maxmemory_bytes=96 * MIB, settings=memory_only)
@@ -578,6 +580,8 @@ def test_evicting_big_blocks_does_not_stall_others(
         store(idle_client, [probe])
         store(client, itertools.islice(blocks, maxmemory // block_bytes))
         before = int(require_info(client, "stats")["evicted_keys"])
+        pid = int(require_info(client, "server")["process_id"])
+        onlooker = Onlooker(pid, group_ids=[server.pid, idle_server.pid])
         for _ in range(4):
             with sampler.recording() as window, idle_sampler.recording() as idle_window:
                 write_paced(client, blocks, seconds=3.0)
@@ -586,6 +590,7 @@ def test_evicting_big_blocks_does_not_stall_others(
             allowed_ms = round(reader.p99_s * 1000 + control.percentile_ms(99), 3)
             if busy.percentile_ms(99) <= allowed_ms:
                 break
+        blame = onlooker.blame()
         evicted = int(require_info(client, "stats")["evicted_keys"]) - before
     numbers: Numbers = {
         "reads_while_evicting": len(busy),
@@ -594,6 +599,8 @@ def test_evicting_big_blocks_does_not_stall_others(
         "highest_while_evicting_ms": busy.percentile_ms(100),
         "p99_of_an_idle_server_ms": control.percentile_ms(99),
         "allowed_p99_ms": allowed_ms,
+        "processors_used_by_others_ratio": round(blame.used_by_others, 3),
+        "queue_longer_by_waiting_for_processors": round(blame.slowed, 2),
         "block_bytes": block_bytes,
         "blocks_evicted": evicted,
     }
@@ -615,10 +622,15 @@ def test_evicting_big_blocks_does_not_stall_others(
         observed="nothing was evicted",
         evidence=numbers,
     )
+    p99_ms, idle_ms = busy.percentile_ms(99), control.percentile_ms(99)
+    if p99_ms > allowed_ms and not blame.convicts(p99_ms, bound_ms=reader.p99_s * 1000, control_ms=idle_ms):
+        not_proven(
+            f"p99 was {p99_ms:g} ms, and {idle_ms:g} ms on an idle server; {blame}: judge it on a quieter one"
+        )
     check(
-        busy.percentile_ms(99) <= allowed_ms,
+        p99_ms <= allowed_ms,
         expected=f"p99 of {reader.name} reads at most {allowed_ms:g} ms while blocks of {block_bytes} bytes "
         f"are evicted ({reader.p99_s * 1000:g} ms and what an idle server suffers)",
-        observed=f"p99 was {busy.percentile_ms(99):g} ms",
+        observed=f"p99 was {p99_ms:g} ms",
         evidence=numbers,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fixtures.load import Item, Payloads, evictable_workloads, flood, present, store
-from fixtures.machine import MachineUse, ThreadTime
+from fixtures.machine import Blame, Onlooker
 from fixtures.observe import require_config, require_info, wait_for
 from fixtures.pacing import big_blocks
 from fixtures.servers import ServerFactory, effective_maxmemory, empty
@@ -30,8 +30,6 @@ Implementation = Callable[[str], Any]
 KIB, MIB = 1024, 1024 * 1024
 _WALKS_THE_KEYSPACE = frozenset({"keys", "flushall", "flushdb", "sort", "save"})
 """Commands that hold up everybody for as long as there are keys."""
-_TOO_BUSY = 0.95
-"""Part of the processors in others' use beyond which a slow read says nothing about the server."""
 
 
 @pytest.mark.cost_s(5)
@@ -293,8 +291,8 @@ def test_session_reads_stay_fast_beside_kv_blocks(
         "p99_of_an_idle_server_ms": beside.control.percentile_ms(99),
         "ratio_to_p99_without_blocks": round(beside.p99_ms / max(alone.p99_ms, 0.001), 2),
         "allowed_p99_ms": beside.allowed_ms,
-        "processors_used_by_others_ratio": round(beside.used_by_others, 3),
-        "queue_longer_by_waiting_for_processors": round(beside.slowed, 2),
+        "processors_used_by_others_ratio": round(beside.blame.used_by_others, 3),
+        "queue_longer_by_waiting_for_processors": round(beside.blame.slowed, 2),
         "block_bytes": block_bytes,
         "block_operations": moved.requests - moved.unsent,
         "sessions_lost": busy.lost,
@@ -339,8 +337,7 @@ def test_session_reads_stay_fast_beside_kv_blocks(
         if not timed.decided:
             not_proven(
                 f"p99 was {timed.p99_ms:g} ms {what}, and {timed.control.percentile_ms(99):g} ms on an idle "
-                f"server; other processes used {timed.used_by_others:.0%} of the machine meanwhile, and made "
-                f"its queue {timed.slowed:.1f} times as long: judge it on a quieter one"
+                f"server; {timed.blame}: judge it on a quieter one"
             )
     ensure(evicted > 0, "no key was evicted while the reads were timed")
     ensure(busy.hits > 0, "not one session was read")
@@ -353,9 +350,7 @@ class _Timed:
     reads: StreamResult
     control: StreamResult
     others: dict[str, StreamResult]
-    used_by_others: float
-    slowed: float
-    """:meth:`ThreadTime.slowed_since` of the server."""
+    blame: Blame
     bound_ms: float
 
     @property
@@ -374,10 +369,9 @@ class _Timed:
     @property
     def decided(self) -> bool:
         """Whether the p99 is within the bound, or above all that other processes explain."""
-        left = 1 - self.used_by_others
-        slowed = max(self.slowed, 1 / max(left, 1 - _TOO_BUSY))
-        explained_ms = self.bound_ms * slowed + self.control.percentile_ms(99)
-        return self.within or (self.p99_ms > explained_ms and self.used_by_others <= _TOO_BUSY)
+        return self.within or self.blame.convicts(
+            self.p99_ms, bound_ms=self.bound_ms, control_ms=self.control.percentile_ms(99)
+        )
 
 
 def _timed(
@@ -396,7 +390,7 @@ def _timed(
     results: dict[str, StreamResult] = {}
     with server.connect() as client:  # behind a wrapper the server is a process of its own
         pid = int(require_info(client, "server")["process_id"])
-    began, thread_began = MachineUse.now(groups), ThreadTime.now(pid)
+    onlooker = Onlooker(pid, group_ids=groups)
     for number in range(4):
         for name, result in run_traffic(loads, seconds=3.0, ray_address=ray_address).items():
             results.setdefault(name, StreamResult()).merge(result)
@@ -404,8 +398,7 @@ def _timed(
             reads=results["read"],
             control=results["control"],
             others={stream.name: results[stream.name] for stream in beside},
-            used_by_others=MachineUse.now(groups).others_since(began),
-            slowed=ThreadTime.now(pid).slowed_since(thread_began),
+            blame=onlooker.blame(),
             bound_ms=workload.p99_s * 1000,
         )
         if timed.within or number == 3:

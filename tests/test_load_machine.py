@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from fixtures.machine import MachineUse, ThreadTime
+from fixtures.machine import Blame, MachineUse, ThreadTime
 
 CPUS = os.cpu_count() or 1
 
@@ -77,6 +77,31 @@ def test_a_process_group_counts_as_ours_when_it_is_named() -> None:
         burner.kill()
         burner.wait()
     assert MachineUse.now().busy_s > 0
+
+
+class TestBlame:
+    @pytest.mark.parametrize(
+        ("observed_ms", "used_by_others", "slowed", "convicted"),
+        [
+            (111, 0.0, 1.0, True),
+            (110, 0.0, 1.0, False),
+            (209, 0.5, 1.0, False),
+            (211, 0.5, 1.0, True),
+            (309, 0.5, 3.0, False),
+            (311, 0.5, 3.0, True),
+            (1e6, 0.96, 1.0, False),
+        ],
+    )
+    def test_is_the_servers_beyond_what_others_explain(
+        self, observed_ms: float, used_by_others: float, slowed: float, convicted: bool
+    ) -> None:
+        blame = Blame(used_by_others=used_by_others, slowed=slowed)
+        assert blame.convicts(observed_ms, bound_ms=100, control_ms=10) is convicted
+
+    def test_says_what_others_did(self) -> None:
+        assert str(Blame(used_by_others=0.5, slowed=3)) == (
+            "other processes used 50% of the machine meanwhile, and made its queue 3.0 times as long"
+        )
 
 
 class TestAProcessThatStoodStill:
