@@ -623,7 +623,9 @@ def test_evicting_big_blocks_does_not_stall_others(
         evidence=numbers,
     )
     p99_ms, idle_ms = busy.percentile_ms(99), control.percentile_ms(99)
-    if p99_ms > allowed_ms and not blame.convicts(p99_ms, bound_ms=reader.p99_s * 1000, control_ms=idle_ms):
+    # Reader and writer are threads of this process, and wait for it on either server: only the wait of the
+    # server at work is not in what the idle one suffers.
+    if allowed_ms < p99_ms <= reader.p99_s * 1000 * blame.slowed + idle_ms:
         not_proven(
             f"p99 was {p99_ms:g} ms, and {idle_ms:g} ms on an idle server; {blame}: judge it on a quieter one"
         )

@@ -120,10 +120,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         id="U05",
-        title="everything stands still for 0.3 s after every tenth write",
+        title="everything stands still for a second after every tenth write",
         way=Way.PROXY,
         clause="MEM-08",
-        faults=({"fault": "StallWhenEvicting", "every": 10, "seconds": 0.3},),
+        faults=({"fault": "StallWhenEvicting", "every": 10, "seconds": 1.0},),
     ),
     Mutant(
         id="D01",
