@@ -76,16 +76,7 @@ def _ray(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) 
     return Engine("Ray", "Inference cache: Ray spill", running, running.work)
 
 
-def _vllm_without_backpressure(
-    stack: ExitStack, servers: ServerFactory, options: argparse.Namespace
-) -> Engine:
-    server = servers.scaled(maxmemory_bytes=MAXMEMORY_BYTES)
-    running = stack.enter_context(OffloadingEngine(server, exporter_flags=EXPORTER_FLAGS, backpressure=False))
-    return Engine("vLLM without backpressure", "Inference cache: KV offload", running, running.check)
-
-
-ENGINES = {"vllm": _vllm, "vllm-without-backpressure": _vllm_without_backpressure, "ray": _ray}
-"""The second shows what the first never does: stores that the tier gives up, and vLLM without room."""
+ENGINES = {"vllm": _vllm, "ray": _ray}
 
 
 def main() -> int:
@@ -155,9 +146,6 @@ def _ask_all(engine: Engine, prometheus: PrometheusServer, contract: Contract, b
     path = ROOT / "dashboards" / "live_engines.json"
     written = json.loads(path.read_text("utf-8")) if path.exists() else {}
     today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
-    # Runs of one day add up: no one engine shows all that its dashboard can show.
-    last = written.get(engine.dashboard, {})
-    before = last["values"] if last.get("ran") == today else {}
     found: dict[str, dict[str, int]] = {}
     empty = []
     for panel in panels:
@@ -167,8 +155,7 @@ def _ask_all(engine: Engine, prometheus: PrometheusServer, contract: Contract, b
             )
             for query in panel.queries
         }
-        seen = before.get(panel.title, {})
-        found[panel.title] = {ref: max(count, seen.get(ref, 0)) for ref, count in counts.items()}
+        found[panel.title] = counts
         empty += [
             _blank(panel, ref) for ref, count in counts.items() if not count and not panel.empty_is_health
         ]
