@@ -143,9 +143,6 @@ def _provoke_all(engine: Engine, prometheus: PrometheusServer, options: argparse
 
 def _ask_all(engine: Engine, prometheus: PrometheusServer, contract: Contract, began_s: float) -> list[str]:
     panels = [panel for panel in read_panels(dashboards(contract)) if panel.dashboard == engine.dashboard]
-    path = ROOT / "dashboards" / "live_engines.json"
-    written = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    today = f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     found: dict[str, dict[str, int]] = {}
     empty = []
     for panel in panels:
@@ -159,7 +156,9 @@ def _ask_all(engine: Engine, prometheus: PrometheusServer, contract: Contract, b
         empty += [
             _blank(panel, ref) for ref, count in counts.items() if not count and not panel.empty_is_health
         ]
-    written[engine.dashboard] = {"ran": today, "values": found}
+    path = ROOT / "dashboards" / "live_engines.json"
+    written = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    written[engine.dashboard] = {"ran": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}", "values": found}
     path.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
     answered = [count > 0 for counts in found.values() for count in counts.values()]
     print(
