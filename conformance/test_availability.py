@@ -99,7 +99,7 @@ def test_every_adapter_answers_within_its_deadline(
     """Under each fault each adapter gives the right answer or raises its typed error, before its deadline.
 
     Embeddings can always be computed, so their cache must answer; the others hold only copies, or leave the
-    choice to their caller.
+    choice to their caller. Time in which this whole process stood still is not held against an adapter.
     """
     cells = matrix(servers, implementation, rng, recovery_s=contract.deadlines.recovery_s)
     for cell in cells:
@@ -131,7 +131,7 @@ def test_every_adapter_works_again_after_the_fault(
     evidence: Evidence,
 ) -> None:
     """When the fault ends each adapter gives right answers again within the declared time, without being
-    rebuilt.
+    rebuilt. Time in which this whole process stood still does not count.
     """
     limit_s = contract.deadlines.recovery_s
     cells = matrix(servers, implementation, rng, recovery_s=limit_s)

@@ -17,12 +17,12 @@ from fixtures.engines.prometheus_names import expressions_of_dashboards, express
 from fixtures.engines.prometheus_scrape import Scrape, scrape
 from fixtures.engines.prometheus_server import PrometheusServer
 from fixtures.load import Item, Payloads, error_code, evictable_workloads, present, store
+from fixtures.machine import server_process
 from fixtures.observe import require_config, require_info, wait_for
 from fixtures.pacing import read_all, wait_seconds
 from fixtures.servers import ServerFactory, effective_maxmemory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure, not_proven
 from fixtures.targets.embedded import EmbeddedServer
-from fixtures.targets.processes import group_members
 from inference_cache.connection import Client
 from inference_cache.contract import Contract
 from inference_cache.errors import CacheError
@@ -498,18 +498,12 @@ def _fragmentation(watched: _Watched, contract: Contract, evidence: Evidence, rn
 
 
 def _resident_bytes(server: EmbeddedServer) -> int | None:
-    """Resident memory of the server itself, of the processes that a wrapper may bring along the one that is
-    named as a server is; None when it cannot be told.
-    """
-    for pid in group_members(server.pid):
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text("utf-8")
-            pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
-        except OSError:
-            continue  # it ended meanwhile
-        if name.startswith(("valkey-server", "redis-server", "valkey")):
-            return pages * 4096
-    return None
+    """Resident memory of the server itself; None when it cannot be told."""
+    pid = server_process(server.pid)
+    try:
+        return None if pid is None else 4096 * int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
+    except OSError:
+        return None  # it ended meanwhile
 
 
 def _restart(watched: _Watched, evidence: Evidence) -> None:

@@ -114,8 +114,9 @@ def judge_system(
             options += [f"--group={group}" for group in system.groups]
             options += [] if system.engines else ["--no-engines"]
         # One violation of its clause is what a mutant is for: the clause's other specs may take an engine.
-        behind = ["--", "--exitfirst"] if isinstance(system, Mutant) else []
-        behind += ["-k", system.spec] if isinstance(system, Mutant) and system.spec else []
+        behind = []
+        if isinstance(system, Mutant):
+            behind = ["--", "--exitfirst", *(("-k", system.spec) if system.spec else ())]
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "inference_cache", "gate", "--workers", str(system.workers)),

