@@ -11,9 +11,8 @@ import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from fixtures.availability import FAULTS
-from fixtures.faults.fault import Context, End, Fault, OnCommand
+from fixtures.faults.catalog import CutAtCommand
 from fixtures.faults.proxy import FaultProxy
-from fixtures.faults.resp import Command
 from fixtures.kv_blocks import BlockRig, block, bytes_of
 from fixtures.kv_machine import TierHistory, tier_machine
 from fixtures.observe import wait_for
@@ -56,22 +55,6 @@ def test_no_interleaving_makes_a_wrong_block(
     ensure(history.acted > 0, "no fault acted")
 
 
-class CutAtCommand(Fault):
-    """The connection is lost when its n-th command arrives, before the server sees it; n counts from 0."""
-
-    def __init__(self, number: int) -> None:
-        self._left = number
-
-    def on_command(self, ctx: Context, command: Command) -> OnCommand:
-        if command.name in (b"HELLO", b"AUTH", b"CLIENT", b"SELECT", b"PING"):
-            return None
-        self._left -= 1
-        if self._left >= 0:
-            return None
-        self.act()
-        return End.RESET
-
-
 @pytest.mark.cost_s(4)
 @clause("KV-08", needs={"crash", "net"})
 def test_nothing_of_a_block_is_seen_without_the_rest(
@@ -104,7 +87,7 @@ def test_nothing_of_a_block_is_seen_without_the_rest(
 
         for number in range(8):
             which = block(100 + number)
-            fault = CutAtCommand(number)
+            fault = CutAtCommand(number=number)
             with (
                 proxy.fault(fault),
                 BlockRig(make_tier, server.login_url(proxy.port), store_deadline_s=0.5) as writer,

@@ -14,10 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fixtures.faults.catalog import BitFlip, Truncate
-from fixtures.faults.fault import Context, End, Fault, OnCommand
+from fixtures.faults.catalog import BitFlip, CutAtCommand, Truncate
+from fixtures.faults.fault import Fault
 from fixtures.faults.proxy import FaultProxy
-from fixtures.faults.resp import Command
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure
 from fixtures.strategies import against_a_server
@@ -243,20 +242,6 @@ def counted_hits(store: Any) -> int:
     return sum(count for (_, reason), count in store.counters.items() if reason in ("hit", "stored"))
 
 
-class CutAtCommand(Fault):
-    """The connection is lost when its n-th command arrives, before the server sees it; n counts from 0."""
-
-    def __init__(self, number: int) -> None:
-        self._left = number
-
-    def on_command(self, ctx: Context, command: Command) -> OnCommand:
-        self._left -= 1
-        if self._left >= 0:
-            return None
-        self.act()
-        return End.RESET
-
-
 @pytest.mark.cost_s(4)
 @clause("KV-08", needs={"crash", "net"})
 def test_a_block_is_seen_whole_or_not_at_all(
@@ -279,7 +264,7 @@ def test_a_block_is_seen_whole_or_not_at_all(
                     old, new = rng.randbytes(size), rng.randbytes(size)
                     if not first:
                         reader.store(key, old)
-                    fault = CutAtCommand(number)
+                    fault = CutAtCommand(number=number)
                     with (
                         open_store(
                             implementation,

@@ -32,6 +32,7 @@ from fixtures.faults.catalog import (
     Bandwidth,
     BitFlip,
     BlackHole,
+    CutAtCommand,
     DbsizeConstant,
     DelToFlushdb,
     DropEveryNthWrite,
@@ -549,9 +550,11 @@ def test_latency_delays_each_reply_and_keeps_their_order(proxy: FaultProxy, clie
     latency = Latency(seconds=0.1, jitter=0.02)
     with proxy.fault(latency):
         assert elapsed_s(lambda: client.ping()) >= 0.1
-        assert 0.1 <= elapsed_s(pipeline.execute) < 1
+        # Replies wait side by side: one after the other would take twenty times as long.
+        assert 0.1 <= elapsed_s(pipeline.execute) < 20 * latency.seconds
     assert latency.acted == 21
-    assert elapsed_s(client.ping) < 0.1
+    # Of several, for a busy machine may keep one waiting; a delay would keep all.
+    assert min(elapsed_s(client.ping) for _ in range(20)) < latency.seconds
 
 
 def test_bandwidth_lets_bytes_through_at_its_pace_both_ways(proxy: FaultProxy) -> None:
@@ -661,6 +664,23 @@ def test_a_reset_in_mid_reply_delivers_the_first_bytes_then_rst(
     assert fault.acted == 1
 
 
+def test_a_connection_is_cut_before_its_nth_command_is_seen(proxy: FaultProxy, direct: Any) -> None:
+    fault = CutAtCommand(number=1)
+    with (
+        proxy.fault(fault),
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=DEADLINE_S) as connection,
+    ):
+        # PING is no command that counts; the SET that is cut leaves nothing behind.
+        connection.sendall(b"PING\r\nSET a 1\r\n")
+        answered = b"+PONG\r\n+OK\r\n"
+        assert connection.recv(len(answered), socket.MSG_WAITALL) == answered
+        connection.sendall(b"SET b 2\r\n")
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+    assert fault.acted == 1
+    assert (direct.get("a"), direct.get("b")) == (b"1", None)
+
+
 def test_a_cut_stream_ends_in_the_middle_of_the_value(proxy: FaultProxy, direct: Any) -> None:
     direct.set("k", bytes(200_000))
     fault = Truncate(over_bytes=1000, stream=True)
@@ -760,7 +780,7 @@ def test_keys_are_found_where_the_server_finds_them(direct: Any, line: str) -> N
 def test_every_fault_of_the_catalogue_is_made_from_json_and_a_wrong_one_is_told_what_would_do() -> None:
     [latency] = faults_from_json('[{"fault": "Latency", "seconds": 0.5}]')
     assert (latency.name, latency.acted) == ("Latency", 0)
-    assert len(CATALOG) == 28
+    assert len(CATALOG) == 29
     with pytest.raises(ValueError, match=r"entry 0: expected .*Latency.*Lag"):
         faults_from_json('[{"fault": "Lag"}]')
     with pytest.raises(ValueError, match=r"entry 0: Latency: .*second"):
