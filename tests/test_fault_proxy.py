@@ -571,6 +571,24 @@ def test_bandwidth_lets_bytes_through_at_its_pace_both_ways(proxy: FaultProxy) -
     assert bandwidth.acted == 3
 
 
+def test_bandwidth_is_shared_by_what_is_sent_at_once(proxy: FaultProxy, client: Any) -> None:
+    pipeline = client.pipeline(transaction=False)
+    for number in range(4):
+        pipeline.set(str(number), bytes(50_000))
+    with proxy.fault(Bandwidth(bytes_per_s=500_000)):
+        assert elapsed_s(pipeline.execute) > 4 * 50_000 / 500_000 - 0.05
+
+
+def test_bandwidth_costs_small_replies_no_more_than_their_length(proxy: FaultProxy, client: Any) -> None:
+    pipeline = client.pipeline(transaction=False)
+    for _ in range(9):
+        pipeline.ping()
+    with proxy.fault(Bandwidth(bytes_per_s=1_000_000)):
+        # Of several, for a busy machine may keep some waiting. A reply kept back until the one before it is
+        # acknowledged would make each take 40 ms.
+        assert min(elapsed_s(pipeline.execute) for _ in range(20)) < 0.03
+
+
 def test_a_client_that_leaves_while_its_command_is_under_way_frees_the_servers_connection(
     proxy: FaultProxy, direct: Any
 ) -> None:
