@@ -147,14 +147,14 @@ def _backpressure(context: Context) -> Alert:
     window = context.window(900)
     kept = "namespace, job, instance, tier"
     by_vllm = f"sum by ({kept}) (rate(vllm:kv_offload_tiering_backpressure_blocks_dropped_total[{window}]))"
-    given_up = f'{_BLOCKS}{{operation="store", reason=~"queue_full|pushed_out|late"}}'
+    given_up = f'{_BLOCKS}{{operation="store", reason=~"queue_full|pushed_out|late|deadline"}}'
     by_us = f'sum by ({kept}) (label_replace(rate({given_up}[{window}]), "tier", "valkey", "", ""))'
     description = (
         f"{RATE} blocks a second are dropped before tier {{{{ $labels.tier }}}}: the cache takes them more "
         "slowly than they are made, and later requests will miss them."
     )
     dropped = f'vllm:kv_offload_tiering_backpressure_blocks_dropped_total{{{ENGINE}, tier="1:ValkeyTier"}}'
-    late = f'{_BLOCKS}{{{ENGINE}, operation="store", reason="late"}}'
+    given_up_late = f'{_BLOCKS}{{{ENGINE}, operation="store", reason="deadline"}}'
 
     def fires(tier: str, at: str) -> Eval:
         return Eval(
@@ -168,7 +168,8 @@ def _backpressure(context: Context) -> Alert:
         name="InferenceCacheOffloadBackpressure",
         group="offload",
         severity=Severity.WARNING,
-        # vLLM drops stores where the tier's configuration has a detector; ours gives up what waits too long.
+        # vLLM drops stores where the tier's configuration has a detector; ours gives up what waits, or takes,
+        # too long.
         expr=f"{by_vllm} > 0\nor {by_us} > 0",
         for_s=1800,
         summary="The cache is too slow for what vLLM stores",
@@ -186,7 +187,7 @@ def _backpressure(context: Context) -> Alert:
             Case(
                 kind=Kind.FIRES,
                 what="our tier gives up a block every second for half an hour",
-                inputs={late: ramp(0, 60, 90)},
+                inputs={given_up_late: ramp(0, 60, 90)},
                 evals=(Eval(at="25m"), fires("valkey", "60m")),
             ),
             Case(

@@ -129,7 +129,7 @@ def _tier() -> tuple[Panel, ...]:
         Panel(
             title="Blocks loaded and stored",
             description="Blocks a second, by how it ended: hit and stored are well, checksum and its like "
-            "are damage, queue_full, pushed_out and late are a tier that is too slow.",
+            "are damage, queue_full, pushed_out, late and deadline are a tier that is too slow.",
             unit=Unit.EVENTS_PER_S,
             queries=(
                 Query(
@@ -206,7 +206,7 @@ def _stalls() -> tuple[Panel, ...]:
             title="Stores that do not happen",
             description="Stores a second for which vLLM had no room, or that it dropped because a tier was "
             "slow (where the tier's configuration has a backpressure detector), and blocks a second that our "
-            "tier gave up because they waited too long.",
+            "tier gave up because they waited or took too long.",
             unit=Unit.EVENTS_PER_S,
             queries=(
                 Query(
@@ -218,7 +218,7 @@ def _stalls() -> tuple[Panel, ...]:
                 ),
                 Query(
                     expr="sum by (reason) (rate(vllm:kv_offload_valkey_blocks_total"
-                    f'{{@, operation="store", reason=~"queue_full|pushed_out|late"}}{RATE}))',
+                    f'{{@, operation="store", reason=~"queue_full|pushed_out|late|deadline"}}{RATE}))',
                     legend="blocks given up: {{reason}}",
                 ),
             ),
