@@ -127,14 +127,13 @@ def _saves(contract: Contract) -> tuple[Panel, ...]:
         Panel(
             title="How long saving takes",
             description="Time of the last snapshot and the last AOF rewrite, and how long the last fork "
-            "stopped the server for everybody. -1 is none since the start.",
+            "stopped the server for everybody. 0 is none since the start, or less than a second.",
             unit=Unit.SECONDS,
             queries=(
-                Query(expr="max(redis_rdb_last_bgsave_duration_sec{@})", legend="snapshot"),
-                Query(expr="max(redis_aof_last_rewrite_duration_sec{@})", legend="AOF rewrite"),
+                Query(expr="clamp_min(max(redis_rdb_last_bgsave_duration_sec{@}), 0)", legend="snapshot"),
+                Query(expr="clamp_min(max(redis_aof_last_rewrite_duration_sec{@}), 0)", legend="AOF rewrite"),
                 Query(expr="max(redis_latest_fork_seconds{@})", legend="fork"),
             ),
-            minimum=None,
         ),
         *(_append_only_file() if contract.instance.appendonly else ()),
         Panel(

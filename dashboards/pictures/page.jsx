@@ -96,6 +96,9 @@ async function ask(path, wanted) {
   return body.data.result;
 }
 
+// As Grafana's time series panel has it: what cannot be drawn is a gap.
+const finite = (number) => (Number.isFinite(number) ? number : null);
+
 async function timeFrames(target) {
   const step = question.step_s;
   // An instant query is a range of one point.
@@ -115,7 +118,7 @@ async function timeFrames(target) {
           name: 'Value',
           type: FieldType.number,
           labels: metric,
-          values: values.map(([, value]) => Number(value)),
+          values: values.map(([, value]) => finite(Number(value))),
           config: { displayNameFromDS: renderLegendFormat(target.legendFormat, metric) },
         },
       ],
@@ -355,7 +358,9 @@ async function main() {
     .map(({ panel, frames, error }) => ({
       title: panel.title,
       type: panel.type,
-      series: frames.filter((frame) => frame.length).length,
+      series: frames.filter(({ fields }) =>
+        fields.some(({ type, values }) => type === FieldType.number && values.some((value) => value !== null)),
+      ).length,
       error: error ?? '',
     }));
 }
