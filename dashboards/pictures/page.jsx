@@ -359,7 +359,7 @@ async function main() {
       title: panel.title,
       type: panel.type,
       series: frames.filter(({ fields }) =>
-        fields.some(({ type, values }) => type === FieldType.number && values.some((value) => value !== null)),
+        fields.some(({ type, values }) => type !== FieldType.time && values.some((value) => value !== null)),
       ).length,
       error: error ?? '',
     }));
