@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -209,10 +210,27 @@ class TestQueue:
     def test_waiting_until_idle_has_an_end(self) -> None:
         queue = JobQueue(most_bytes=100)
         queue.put(self.job(1, Transfer.LOAD))
-        assert queue.take([Transfer.LOAD], wait_s=0)
+        job = queue.take([Transfer.LOAD], wait_s=0)
+        assert job is not None
         assert not queue.wait_idle(wait_s=0.01)
-        queue.ended()
+        queue.ended(job)
         assert queue.wait_idle(wait_s=0.01)
+
+    def test_tells_of_loads_that_wait_or_run(self) -> None:
+        queue = JobQueue(most_bytes=100)
+        queue.put(self.job(1, Transfer.STORE))
+        store = queue.take([Transfer.STORE], wait_s=0)
+        assert store is not None
+        assert not queue.loading
+        queue.put(self.job(2, Transfer.LOAD))
+        assert queue.loading
+        load = queue.take([Transfer.LOAD], wait_s=0)
+        assert load is not None
+        assert queue.loading
+        queue.ended(load)
+        assert not queue.loading
+        queue.ended(store)
+        assert queue.wait_idle(wait_s=0)
 
     def test_takes_nothing_after_it_was_closed(self) -> None:
         queue = JobQueue(most_bytes=100)
@@ -353,6 +371,27 @@ class TestTier:
             assert counters["load", "queue_full"] == 2
             for job in jobs:
                 assert not any(rig.result(job).done)
+
+    def test_an_engine_that_steps_without_end_lets_what_it_waits_for_run(
+        self, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        yielded: list[float] = []
+        clock = SimpleNamespace(monotonic=time.monotonic, sleep=yielded.append)
+        monkeypatch.setattr("inference_cache.kv_offload._tier.time", clock)
+        with BlockRig(BlockTier, f"valkey://127.0.0.1:{proxy.port}", load_deadline_s=0.5) as rig:
+            rig.tier.flush()
+            assert not yielded
+            with proxy.fault(BlackHole()):
+                job = rig.submit_load([(block(0), 0)])
+                rig.tier.flush()
+                assert yielded.pop() < 0.001
+                rig.result(job)
+            rig.tier.flush()
+            assert not yielded
+            with proxy.fault(BlackHole()):
+                assert rig.tier.lookup(block(1), request="r") is Found.LATER
+                rig.tier.flush()
+                assert yielded
 
     def test_a_server_that_is_away_is_left_alone_and_found_again(
         self, server: Server, client: Client, proxy: FaultProxy

@@ -68,7 +68,7 @@ class JobQueue:
         self._changed = threading.Condition()
         self._waiting: dict[Transfer, deque[Job]] = {Transfer.LOAD: deque(), Transfer.STORE: deque()}
         self._waiting_bytes = 0
-        self._running = 0
+        self._running = {Transfer.LOAD: 0, Transfer.STORE: 0}
         self._closed = False
 
     def put(self, job: Job) -> tuple[bool, list[Job]]:
@@ -95,7 +95,7 @@ class JobQueue:
                 self._changed.wait(wait_s)
             for kind in kinds:
                 if self._waiting[kind]:
-                    self._running += 1
+                    self._running[kind] += 1
                     return self._taken(self._waiting[kind].popleft())
         return None
 
@@ -103,10 +103,10 @@ class JobQueue:
         self._waiting_bytes -= job.size_bytes
         return job
 
-    def ended(self) -> None:
+    def ended(self, job: Job) -> None:
         """A job that was taken is over, and its result can be had."""
         with self._changed:
-            self._running -= 1
+            self._running[job.transfer] -= 1
             self._changed.notify_all()
 
     def clear(self) -> list[Job]:
@@ -121,7 +121,7 @@ class JobQueue:
     def wait_idle(self, *, wait_s: float) -> bool:
         """Whether nobody works on a job any more, after waiting that long for it."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._running == 0, wait_s)
+            return self._changed.wait_for(lambda: not any(self._running.values()), wait_s)
 
     def close(self) -> None:
         """Refuses jobs from now on, and wakes whoever waits for one."""
@@ -133,6 +133,11 @@ class JobQueue:
     def closed(self) -> bool:
         """Whether it takes no jobs any more."""
         return self._closed
+
+    @property
+    def loading(self) -> bool:
+        """Whether a load waits, or somebody works on one."""
+        return bool(self._waiting[Transfer.LOAD] or self._running[Transfer.LOAD])
 
     @property
     def waiting_bytes(self) -> int:

@@ -34,6 +34,7 @@ _IDLE_S: Final = 0.25
 _MARGIN_S: Final = 5.0
 """What a call may take beyond its deadline on a machine that stands still."""
 _LOOK_AT_ONCE: Final = 4096
+_YIELD_S: Final = 0.0001
 
 _logger = logging.getLogger(__name__)
 
@@ -184,8 +185,15 @@ class BlockTier:
         return found
 
     def flush(self) -> None:
-        """Sends the lookups since the last time: to be called once each step of the engine."""
+        """Sends the lookups since the last time: to be called once each step of the engine.
+
+        While lookups or loads are under way it gives their threads a tenth of a millisecond.
+        """
         self._lookups.flush()
+        if self._queue.loading or self._lookups.pending:
+            # An engine that has nothing else to do steps again at once, and keeps the interpreter: after each
+            # system call a load would wait for the 5 ms of a forced switch.
+            time.sleep(_YIELD_S)
 
     def forget(self, request: str) -> None:
         """Drops what was looked up for a request: to be called when it is finished."""
@@ -341,7 +349,7 @@ class BlockTier:
             except Exception:
                 self._report(job.transfer.value, len(job.items))
             finally:
-                self._queue.ended()
+                self._queue.ended(job)
 
     def _run(self, job: Job, store: BlobStore) -> None:
         loads = job.transfer is Transfer.LOAD
