@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import run_state_machine_as_test
 
 from fixtures.interference import interference_machine
 from fixtures.load import present
 from fixtures.observe import require_info
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, Numbers, check, clause, ensure
-from fixtures.strategies import adversarial_parts, against_a_server, key_parts
+from fixtures.strategies import adversarial_parts, against_a_server, key_parts, run_machine
 from fixtures.targets import StartupError, Target
 from inference_cache.acl import render_acl
 from inference_cache.connection import Client, connect
@@ -97,7 +96,7 @@ def test_no_workload_changes_what_another_reads(
         for make_key in (built, bare):
             machine = interference_machine(contract, client, make_key)
             examples = target.examples(14)
-            run_state_machine_as_test(machine, settings=against_a_server(max_examples=examples, steps=25))
+            run_machine(machine, max_examples=examples, steps=25)
     evidence.record(keys_built=commands)
     ensure(commands > 100, f"the state machines hardly ran: {commands} keys built")
 

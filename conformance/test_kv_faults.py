@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis.stateful import run_state_machine_as_test
 
 from fixtures.availability import FAULTS
 from fixtures.faults.catalog import CutAtCommand
@@ -18,7 +17,7 @@ from fixtures.kv_machine import TierHistory, tier_machine
 from fixtures.observe import wait_for
 from fixtures.servers import ServerFactory
 from fixtures.spec import Evidence, check, clause, ensure
-from fixtures.strategies import against_a_server
+from fixtures.strategies import run_machine
 from inference_cache.contract import Contract
 from inference_cache.kv_offload import BlockId, Found, JobResult
 
@@ -42,7 +41,7 @@ def test_no_interleaving_makes_a_wrong_block(
         machine = tier_machine(
             implementation("kv_offload"), server.login_url(proxy.port), direct, proxy, history
         )
-        run_state_machine_as_test(machine, settings=against_a_server(max_examples=30, steps=50))
+        run_machine(machine, max_examples=30, steps=50)
     evidence.record(
         operations=history.operations,
         blocks_loaded=history.loaded,
