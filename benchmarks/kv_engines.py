@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.kv_results import write_section  # noqa: E402
-from fixtures.engines.vllm_process import VllmProcess, cpu_config  # noqa: E402
+from fixtures.engines.vllm_process import PATIENT, VllmProcess, cpu_config  # noqa: E402
 from fixtures.targets.embedded import EmbeddedServer, resolve_executable  # noqa: E402
 from inference_cache.kv_offload._config import installed_vllm  # noqa: E402
 
@@ -87,7 +87,6 @@ ARRANGEMENTS = (
         arguments={"tensor_parallel_size": 2},
     ),
 )
-PATIENT = {"after_reset": "same_keys", "lookup_deadline_s": 10, "load_deadline_s": 10}
 
 
 def prompts_of(rng: random.Random, lengths: Sequence[int]) -> list[list[int]]:
@@ -109,7 +108,7 @@ def try_one(each: Arrangement, server: EmbeddedServer, folder: Path, seed: int) 
             model=folder / each.name.replace(" ", "-"),
             make={"name": each.model, "seed": seed, "dtype": each.dtype},
             arguments={"dtype": each.dtype, **each.arguments},
-            kv_transfer_config=cpu_config(server.url, **PATIENT, **tier),
+            kv_transfer_config=cpu_config(server.url, after_reset="same_keys", **PATIENT, **tier),
         ) as engine:
             engine.generate(prompts)
             own = engine.generate(prompts)
@@ -164,7 +163,7 @@ def first_token() -> tuple[str, bool]:
                 "max_num_batched_tokens": 8192,
                 "block_size": 128,
             },
-            kv_transfer_config=cpu_config(server.url, host_memory="1gb", **PATIENT),
+            kv_transfer_config=cpu_config(server.url, host_memory="1gb", after_reset="same_keys", **PATIENT),
         ) as engine,
     ):
         run = engine.ask({"do": "keys"})["run"]

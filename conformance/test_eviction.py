@@ -550,9 +550,10 @@ def test_evicting_big_blocks_does_not_stall_others(
 
     A second, idle server is read at the same moments: what it suffers is the machine's doing and is added to
     the bound. A server at work waits for a processor more often than an idle one: what that explains is not
-    held against it, and the clause is not proven then. While the p99 is above the bound, the sample grows,
-    from 3 up to 12 s, so that one hiccup does not decide. Persistence is off: eviction is judged here, and a
-    log on a busy disk stalls a server that evicts nothing just as much.
+    held against it, and the clause is not proven then; nor where it waited longer than it ran. While the p99
+    is above the bound, the sample grows, from 3 up to 12 s, so that one hiccup does not decide. Persistence
+    is off: eviction is judged here, and a log on a busy disk stalls a server that evicts nothing just as
+    much.
     """
     memory_only = {"appendonly": "no", "save": ""}
     server = servers.scaled(maxmemory_bytes=96 * MIB, settings=memory_only)

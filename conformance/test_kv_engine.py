@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from fixtures.availability import FAULTS
-from fixtures.engines.vllm_process import Answer, VllmProcess, cpu_config
+from fixtures.engines.vllm_process import PATIENT, Answer, VllmProcess, cpu_config
 from fixtures.faults.catalog import Latency, ResetMidReply
 from fixtures.faults.proxy import FaultProxy
 from fixtures.kv_blocks import an_identity, block
@@ -118,7 +118,7 @@ def test_what_is_generated_does_not_depend_on_the_cache(
         kept = {key: bytes(client.get(key) or b"") for key in keys}
         with VllmProcess(
             **arrangement,
-            kv_transfer_config=cpu_config(server.login_url(proxy.port), after_reset="same_keys"),
+            kv_transfer_config=cpu_config(server.login_url(proxy.port), after_reset="same_keys", **PATIENT),
             hash_seed="2",
         ) as engine:
             warm = engine.generate(prompts)
@@ -249,10 +249,7 @@ def loaded_is_as_computed(
         make=make,
         arguments=arguments,
         core=core_of(implementation),
-        # Patient, since this is not about deadlines and the machine has few cores for several workers.
-        kv_transfer_config=cpu_config(
-            server.login_url(), after_reset="same_keys", lookup_deadline_s=10, load_deadline_s=10
-        ),
+        kv_transfer_config=cpu_config(server.login_url(), after_reset="same_keys", **PATIENT),
     ) as engine:
         engine.generate(prompts)
         own = engine.generate(prompts)
@@ -292,7 +289,7 @@ def test_other_weights_and_other_tenants_find_nothing(
             model=tmp_path / "model",
             make={"name": "llama", "seed": seed},
             core=core_of(implementation),
-            kv_transfer_config=cpu_config(server.login_url(), after_reset="same_keys"),
+            kv_transfer_config=cpu_config(server.login_url(), after_reset="same_keys", **PATIENT),
         ) as engine:
             answers = engine.generate(prompts, salt="tenant-1")
             counters, hits, _ = loads_since(engine, {})
@@ -443,7 +440,7 @@ def test_a_stored_prefix_is_faster_than_computing_it(
         make={"name": "wide-llama", "seed": 1},
         core=core_of(implementation),
         kv_transfer_config=cpu_config(
-            server.login_url(), host_memory="192mb", after_reset="same_keys", load_deadline_s=5
+            server.login_url(), host_memory="192mb", after_reset="same_keys", **PATIENT
         ),
     ) as engine:
         engine.generate(some_prompts(rng, 1900), max_tokens=1)  # what is slow once only

@@ -48,6 +48,19 @@ class TestAThreadThatWaits:
         """From a quarter of the time to half of it: the queue r / (1 - r) goes from 1/3 to 1."""
         assert thread(11, 3.5, 2.5).slowed_since(thread(1, 1, 0)) == pytest.approx(3.0)
 
+    def test_waits_for_the_slowest_of_its_helpers_too(self) -> None:
+        before = ThreadTime(at_s=1, ran_s=1, waited_s=0, helpers_waited_s={7: 1.0, 8: 0.0})
+        after = ThreadTime(at_s=11, ran_s=3.5, waited_s=0.5, helpers_waited_s={7: 1.5, 8: 2.0})
+        assert after.slowed_since(before) == pytest.approx(3.0)
+
+    def test_is_starved_when_it_waited_longer_than_it_ran_and_did_nothing_else(self) -> None:
+        start = thread(0, 0, 0)
+        assert thread(10, 1, 9).starved_since(start)
+        assert thread(10, 4.9, 5).starved_since(start)
+        assert not thread(10, 1, 5).starved_since(start)
+        assert not thread(10, 9, 1).starved_since(start)
+        assert not thread(10, 0, 0).starved_since(start)
+
     def test_has_an_end_to_what_is_explained(self) -> None:
         assert thread(10, 5, 5).slowed_since(thread(0, 0, 0)) == pytest.approx(2 * 0.5 / 0.05)
 
@@ -108,6 +121,12 @@ class TestBlame:
         blame = Blame(used_by_others=0.99, slowed=3)
         assert blame.convicts(observed_ms, bound_ms=100, control_ms=10, same_clients=True) is convicted
 
+    @pytest.mark.parametrize("same_clients", [True, False])
+    def test_is_nobodys_where_the_server_had_no_processor(self, same_clients: bool) -> None:
+        blame = Blame(used_by_others=0.5, slowed=20, starved=True)
+        assert not blame.convicts(1e6, bound_ms=100, control_ms=10, same_clients=same_clients)
+        assert str(blame).endswith("and let it wait for a processor longer than it ran")
+
     def test_says_what_others_did(self) -> None:
         assert str(Blame(used_by_others=0.5, slowed=3)) == (
             "other processes used 50% of the machine meanwhile, and made its queue 3.0 times as long"
@@ -130,6 +149,13 @@ class TestTheServerItself:
                 client.execute_command("EVAL", "local n = 0 for i = 1, 3e7 do n = n + i end return n", 0)
             assert 0 <= onlooker.blame().used_by_others <= 1
             assert onlooker.blame().slowed >= 1
+
+    def test_has_its_io_threads_counted(self) -> None:
+        with EmbeddedServer(next(iter(shipped_executables().values())), {"io-threads": "4"}) as server:
+            pid = server_process(server.pid)
+            assert pid is not None
+            # The main thread is the fourth.
+            assert len(ThreadTime.now(pid).helpers_waited_s) == 3
 
     def test_is_nobody_in_a_group_without_one(self) -> None:
         assert server_process(os.getpgrp()) is None
