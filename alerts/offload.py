@@ -154,7 +154,9 @@ def _backpressure(context: Context) -> Alert:
         "slowly than they are made, and later requests will miss them."
     )
     dropped = f'vllm:kv_offload_tiering_backpressure_blocks_dropped_total{{{ENGINE}, tier="1:ValkeyTier"}}'
-    given_up_late = f'{_BLOCKS}{{{ENGINE}, operation="store", reason="deadline"}}'
+
+    def given_up_for(reason: str) -> str:
+        return f'{_BLOCKS}{{{ENGINE}, operation="store", reason="{reason}"}}'
 
     def fires(tier: str, at: str) -> Eval:
         return Eval(
@@ -184,11 +186,14 @@ def _backpressure(context: Context) -> Alert:
                 inputs={dropped: ramp(0, 60, 90)},
                 evals=(Eval(at="25m"), fires("1:ValkeyTier", "60m")),
             ),
-            Case(
-                kind=Kind.FIRES,
-                what="our tier gives up a block every second for half an hour",
-                inputs={given_up_late: ramp(0, 60, 90)},
-                evals=(Eval(at="25m"), fires("valkey", "60m")),
+            *(
+                Case(
+                    kind=Kind.FIRES,
+                    what=f"our tier gives up a block every second for half an hour ({reason})",
+                    inputs={given_up_for(reason): ramp(0, 60, 90)},
+                    evals=(Eval(at="25m"), fires("valkey", "60m")),
+                )
+                for reason in ("queue_full", "pushed_out", "late", "deadline")
             ),
             Case(
                 kind=Kind.QUIET,
