@@ -54,7 +54,7 @@ def require_tools() -> None:
     try:
         import PIL.Image  # noqa: F401 - asked for only here, so that all the rest works without it
     except ImportError as error:
-        raise UsageError("Pillow is not here: pip install 'pillow>=11,<13'") from error
+        raise UsageError("Pillow is not here: pip install 'pillow>=11,<14'") from error
 
 
 def draw(boards: Mapping[str, str], watched: Watched, *, out: Path, modules: Path | None = None) -> list[str]:
