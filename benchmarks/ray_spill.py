@@ -8,7 +8,7 @@
     python benchmarks/ray_spill.py volume      # 10 GB through a store of 500 MB
     python benchmarks/ray_spill.py kills       # 30 rounds, in each something is killed amid the work
 
-Run from the checkout, in an environment with the extras ``gate`` and ``ray``. ``--write`` keeps the result
+Run from the checkout, in an environment with the extras ``gate`` and ``ray``, and smart_open for its rows. ``--write`` keeps the result
 in ``benchmarks/RESULTS.ray_spill.md``.
 """
 
