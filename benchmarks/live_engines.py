@@ -55,11 +55,10 @@ PICTURE_STEP_S = 3
 class Engine:
     """An engine at work, whichever it is."""
 
-    def __init__(self, name: str, dashboard: str, file: str, running: Any, work: Callable[[], None]) -> None:
+    def __init__(self, name: str, dashboard: str, running: Any, work: Callable[[], None]) -> None:
         self.name = name
         self.dashboard = dashboard
-        self.file = file
-        """Of the dashboard."""
+        """Its file's name."""
         self.targets: Mapping[str, Sequence[str]] = running.targets
         self.provocations: Sequence[Provocation] = running.provocations()
         self.work = work
@@ -77,7 +76,7 @@ def _vllm_unwatched(stack: ExitStack, servers: ServerFactory, options: argparse.
 def _offloading(name: str, stack: ExitStack, servers: ServerFactory, *, watching: bool) -> Engine:
     server = servers.scaled(maxmemory_bytes=MAXMEMORY_BYTES)
     running = stack.enter_context(OffloadingEngine(server, exporter_flags=EXPORTER_FLAGS, watching=watching))
-    return Engine(name, "Inference cache: KV offload", "offload.json", running, running.check)
+    return Engine(name, "offload.json", running, running.check)
 
 
 def _ray(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) -> Engine:
@@ -85,7 +84,7 @@ def _ray(stack: ExitStack, servers: ServerFactory, options: argparse.Namespace) 
     running = stack.enter_context(
         SpillingCluster(server, contract="adr_0023", exporter_flags=EXPORTER_FLAGS, python=options.ray_python)
     )
-    return Engine("Ray", "Inference cache: Ray spill", "spill.json", running, running.work)
+    return Engine("Ray", "spill.json", running, running.work)
 
 
 Make = Callable[[ExitStack, ServerFactory, argparse.Namespace], Engine]
@@ -126,9 +125,7 @@ def _run_all(runs: Sequence[Make], contract: Contract, options: argparse.Namespa
         for title, counts in found.items():
             known = most.setdefault(title, {})
             known.update({ref: max(count, known.get(ref, 0)) for ref, count in counts.items()})
-    panels = {
-        panel.title: panel for panel in read_panels(dashboards(contract)) if panel.dashboard == dashboard
-    }
+    panels = {panel.title: panel for panel in _panels(dashboard, contract)}
     failed += [
         _blank(panels[title], ref)
         for title, counts in most.items()
@@ -137,15 +134,16 @@ def _run_all(runs: Sequence[Make], contract: Contract, options: argparse.Namespa
     ]
     path = ROOT / "dashboards" / "live_engines.json"
     written = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    written[dashboard] = {"ran": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}", "values": most}
+    [title] = {panel.dashboard for panel in panels.values()}
+    written[title] = {"ran": f"{dt.datetime.now(dt.UTC):%Y-%m-%d}", "values": most}
     path.write_text(json.dumps(written, indent=1) + "\n", "utf-8")
     answered = [count > 0 for counts in most.values() for count in counts.values()]
-    print(f"{sum(answered)} of {len(answered)} queries of {dashboard!r} returned numbers", flush=True)
+    print(f"{sum(answered)} of {len(answered)} queries of {title!r} returned numbers", flush=True)
     return failed
 
 
 def _run(make: Make, contract: Contract, options: argparse.Namespace) -> tuple[str, Found, list[str]]:
-    """The engine's dashboard, what its panels found, and which alerts failed to fire or to resolve."""
+    """The file of its dashboard, what its panels found, and which alerts failed to fire or to resolve."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inference-cache-engines-")))
         target = stack.enter_context(open_target(contract, target="embedded", url=None, valkey=None))
@@ -173,7 +171,7 @@ def _run(make: Make, contract: Contract, options: argparse.Namespace) -> tuple[s
         if options.pictures:
             # Where an engine runs more than once, the last picture stays.
             failed += draw(
-                {engine.file: dashboards(scaled)[engine.file]},
+                {engine.dashboard: dashboards(scaled)[engine.dashboard]},
                 Watched(prometheus_url=prometheus.url, began_s=began_s, step_s=PICTURE_STEP_S),
                 out=options.pictures,
                 modules=options.modules,
@@ -202,9 +200,12 @@ def _ask_all(engine: Engine, prometheus: PrometheusServer, contract: Contract, b
             )
             for query in panel.queries
         }
-        for panel in read_panels(dashboards(contract))
-        if panel.dashboard == engine.dashboard
+        for panel in _panels(engine.dashboard, contract)
     }
+
+
+def _panels(dashboard: str, contract: Contract) -> Sequence[ShownPanel]:
+    return read_panels({dashboard: dashboards(contract)[dashboard]})
 
 
 def _blank(panel: ShownPanel, ref: str) -> str:

@@ -7,9 +7,10 @@
     python benchmarks/ray_spill.py large       # objects above the server's proto-max-bulk-len as it comes
     python benchmarks/ray_spill.py volume      # 10 GB through a store of 500 MB
     python benchmarks/ray_spill.py kills       # 30 rounds, in each something is killed amid the work
+    python benchmarks/ray_spill.py failover    # behind sentinels, whose primary is killed
 
-Run from the checkout, in an environment with the extras ``gate`` and ``ray``, and smart_open for its rows. ``--write`` keeps the result
-in ``benchmarks/RESULTS.ray_spill.md``.
+Run from the checkout, in an environment with the extras ``gate`` and ``ray``, and smart_open for its rows.
+``--write`` keeps the result in ``benchmarks/RESULTS.ray_spill.md``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from fixtures.engines.ray_cluster import RayCluster, RayFailed, RaySilent
 from fixtures.engines.ray_pool import object_keys
 from fixtures.observe import wait_for
 from fixtures.targets.embedded import EmbeddedServer, resolve_executable
+from fixtures.topologies import sentinels
 from inference_cache.errors import CacheError
 from inference_cache.ray_spill import SpillParams, SpillStorage
 
@@ -353,12 +355,46 @@ class Rounds:
             return left, report
 
 
+# --- failover
+
+
+def failover(options: argparse.Namespace) -> list[str]:
+    """Spilled objects whose primary is killed, so that sentinels make its replica the primary."""
+    settings = {"maxmemory": "1gb", "maxmemory-policy": "volatile-lru"}
+    answers: Counter[str] = Counter()
+    slowest_s = 0.0
+    for round_number in range(options.rounds):
+        with (
+            sentinels(settings) as watched,
+            RayCluster(url=watched.url) as cluster,
+            watched.replication.replica.connect() as replica,
+        ):
+            before = cluster.put(40, 6 * MB, seed=2 * round_number, deadline_s=120)
+            replicated = len(object_keys(replica))
+            watched.replication.primary.crash()
+            answered = cluster.get(before.numbers, timeout_s=60)
+            after = cluster.put(40, 6 * MB, seed=2 * round_number + 1, deadline_s=120)
+            answered += cluster.get(after.numbers, timeout_s=60)
+            cluster.drop()
+            wait_for(lambda: not object_keys(replica), what="the keys to be removed", deadline_s=60)
+        answers.update(answer.answer for answer in answered)
+        slowest_s = max(slowest_s, *(answer.took_s for answer in answered))
+        print(f"{replicated} keys on the replica; {dict(answers)}, slowest {slowest_s:.1f} s", flush=True)
+    return [
+        f"{options.rounds} rounds: 40 objects of 6 MB are put, the primary is killed, all are read, 40 more "
+        "are put and read. Sentinels call a primary dead after 2 s. Reads: "
+        + ", ".join(f"{count} {answer}" for answer, count in answers.most_common())
+        + f"; slowest {slowest_s:.1f} s. 0 keys on the new primary after dropping all.",
+    ]
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], list[str]]] = {
     "compare": compare,
     "tune": tune,
     "large": large,
     "volume": volume,
     "kills": lambda options: Rounds(options).run(),
+    "failover": failover,
 }
 
 

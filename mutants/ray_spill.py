@@ -43,14 +43,15 @@ class IgnoresTheOffset(SpillStorage):
         if len(urls) < 2:
             return urls
         note_adapter("IgnoresTheOffset")
-        first = parse_url(urls[0])[0]
+        first = parse_url(urls[0]).key
         return [
-            b"%b?offset=%d&size=%d" % (first, number, parse_url(url)[2]) for number, url in enumerate(urls)
+            b"%b?offset=%d&size=%d" % (first, number, parse_url(url).size_bytes)
+            for number, url in enumerate(urls)
         ]
 
     def restore(self, url: str | bytes, deliver: Any) -> int:
-        key, _, size_bytes = parse_url(url)
-        return super().restore(b"%b?offset=0&size=%d" % (key, size_bytes), deliver)
+        at = parse_url(url)
+        return super().restore(b"%b?offset=0&size=%d" % (at.key, at.size_bytes), deliver)
 
 
 class TrustsWhatItFinds(SpillStorage):
@@ -60,7 +61,7 @@ class TrustsWhatItFinds(SpillStorage):
         try:
             return super().restore(url, deliver)
         except (BlobError, CacheError):
-            raw = self._client.get(parse_url(url)[0]) or b""
+            raw = self._client.get(parse_url(url).key) or b""
             record = raw[64:]
             if len(record) < HEAD_BYTES:
                 raise
@@ -140,7 +141,7 @@ class ExpiresLiveObjects(SpillStorage):
         urls = super().spill(objects)
         for url in urls:
             note_adapter("ExpiresLiveObjects")
-            self._client.pexpire(parse_url(url)[0], 86_400_000)
+            self._client.pexpire(parse_url(url).key, 86_400_000)
         return urls
 
 
@@ -187,7 +188,7 @@ class ReadsItsOwnOnly(SpillStorage):
     """What another node spilled is taken for lost."""
 
     def restore(self, url: str | bytes, deliver: Any) -> int:
-        if not parse_url(url)[0].startswith(self.names.objects.prefix.encode()):
+        if not parse_url(url).key.startswith(self.names.objects.prefix.encode()):
             note_adapter("ReadsItsOwnOnly")
             raise BlobLost("this node did not spill it")
         return super().restore(url, deliver)

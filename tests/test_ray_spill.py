@@ -39,7 +39,7 @@ from inference_cache.ray_spill import SpilledObject, SpillParams, SpillStorage, 
 from inference_cache.ray_spill._breaker import Breaker
 from inference_cache.ray_spill._gcs import Life, life_of
 from inference_cache.ray_spill._janitor import sweep
-from inference_cache.ray_spill._names import SpillNames, parse_url
+from inference_cache.ray_spill._names import SpillNames, SpillUrl, parse_url
 from inference_cache.ray_spill._nodes import Lease
 from inference_cache.ray_spill._record import HEAD_BYTES, Gathered, parse_head, record_bytes, record_of
 from tests.servers import Server, eventually, valkey_server
@@ -152,10 +152,22 @@ class TestNames:
         key = names().key("ab")
         url = names().url(key, 77)
 
-        assert parse_url(url) == (key, 0, 77)
+        assert parse_url(url) == SpillUrl(key=key, offset=0, size_bytes=77)
         assert not {*"?&="} & {*url.decode().partition("?")[0]}
 
-    @pytest.mark.parametrize("url", ["ray:x", "ray:x?offset=0", "ray:x?offset=a&size=1"])
+    @pytest.mark.parametrize("owner", [bytes(range(256)), b"\xff\xfe\xfd", b"a", b"=&?"])
+    def test_an_url_carries_the_owner_in_letters_that_ray_does_not_split(self, owner: bytes) -> None:
+        url = names().url(names().key("ab"), 77, owner=owner)
+
+        assert parse_url(url).owner == owner
+        assert parse_url(url.decode()) == parse_url(url)
+        pairs = url.decode().partition("?")[2].split("&")
+        assert [pair.partition("=")[0] for pair in pairs] == ["offset", "size", "owner"]
+        assert all(pair.count("=") == 1 for pair in pairs)
+
+    @pytest.mark.parametrize(
+        "url", ["ray:x", "ray:x?offset=0", "ray:x?offset=a&size=1", "ray:x?offset=0&size=1&owner=a"]
+    )
     def test_other_urls_are_refused(self, url: str) -> None:
         with pytest.raises(UsageError, match="offset=0&size=N"):
             parse_url(url)
@@ -251,7 +263,7 @@ class TestLoss:
     def test_a_missing_object_is_lost(self, make: Callable[..., SpillStorage], client: Client) -> None:
         storage = make()
         [url] = storage.spill([an_object(1, 10)])
-        client.unlink(parse_url(url)[0])
+        client.unlink(parse_url(url).key)
 
         with pytest.raises(BlobLost):
             storage.restore(url, Sink())
@@ -262,7 +274,7 @@ class TestLoss:
     ) -> None:
         storage, sink = make(), Sink()
         [url] = storage.spill([an_object(1, 5 * CHUNK)])
-        client.unlink(max(client.scan_iter(match=parse_url(url)[0] + b":~*")))
+        client.unlink(max(client.scan_iter(match=parse_url(url).key + b":~*")))
 
         with pytest.raises(BlobLost):
             storage.restore(url, sink)
@@ -273,7 +285,7 @@ class TestLoss:
     ) -> None:
         storage = make()
         [url] = storage.spill([an_object(1, 5 * CHUNK)])
-        flip(client, parse_url(url)[0] + b":~*:0")
+        flip(client, parse_url(url).key + b":~*:0")
 
         with pytest.raises(BlobCorrupt):
             storage.restore(url, Sink())
@@ -283,7 +295,7 @@ class TestLoss:
     ) -> None:
         storage = make()
         [url] = storage.spill([an_object(1, 5 * CHUNK)])
-        flip(client, parse_url(url)[0] + b":~*:4")
+        flip(client, parse_url(url).key + b":~*:4")
 
         with pytest.raises(TornRestore):
             storage.restore(url, Sink())
@@ -307,11 +319,11 @@ class TestLoss:
     def test_a_record_of_another_length_is_refused(self, make: Callable[..., SpillStorage]) -> None:
         storage = make()
         [url] = storage.spill([an_object(1, 5_000)])
-        key, _, size = parse_url(url)
+        at = parse_url(url)
 
-        for wrong in (size - 1, size + 1):
+        for wrong in (at.size_bytes - 1, at.size_bytes + 1):
             with pytest.raises(BlobCorrupt):
-                storage.restore(b"%b?offset=0&size=%d" % (key, wrong), Sink())
+                storage.restore(b"%b?offset=0&size=%d" % (at.key, wrong), Sink())
 
 
 class TestTrouble:
@@ -322,7 +334,7 @@ class TestTrouble:
                 objects = [an_object(number, 3_000_000) for number in range(8)]
                 urls = [url for item in objects for url in storage.spill([item])]
                 assert 0 < len(urls) < 8
-                stored = {parse_url(url)[0] for url in urls}
+                stored = {parse_url(url).key for url in urls}
                 eventually(
                     lambda: set(client.scan_iter(match="ray:s:n:0*")) == stored,
                     "what was refused to be taken back",
@@ -353,7 +365,7 @@ class TestTrouble:
             eventually(is_read, "the object to be read")
             storage.delete(urls)
             with connect(server.url) as client:
-                eventually(lambda: not client.exists(parse_url(urls[0])[0]), "the object to be deleted")
+                eventually(lambda: not client.exists(parse_url(urls[0]).key), "the object to be deleted")
 
     def test_after_a_failure_nothing_is_sent_for_a_while(
         self, make: Callable[..., SpillStorage], server: Server
@@ -415,7 +427,7 @@ class TestTrouble:
             urls = storage.spill([an_object(1, 1000), an_object(2, 3 * CHUNK)])
             with proxy.fault(Refuse(how="listen")):
                 storage.delete(urls)
-                assert client.exists(*(parse_url(url)[0] for url in urls)) == 2
+                assert client.exists(*(parse_url(url).key for url in urls)) == 2
             eventually(lambda: client.dbsize() == 0, "the deletions to be made up for")
 
     def test_what_was_in_doubt_is_undone_later(

@@ -50,7 +50,7 @@ A = TypeVar("A")
 _READS: Final = frozenset({"load", "lookup", "restore", "size"})
 """Operations in which not to find a value is a miss; in others it is an answer like any."""
 _ENDED_WELL: Final = frozenset(
-    {"stored", "deleted", "present", "in_flight", "held", "forgotten", "moved", "bytes", "hit"}
+    {"stored", "deleted", "present", "in_flight", "held", "forgotten", "moved", "asked", "bytes", "hit"}
 )
 _NOT_WHOLE: Final = frozenset(
     {"miss", "incomplete", "short", "long", "checksum", "foreign", "version", "size", "suspect"}

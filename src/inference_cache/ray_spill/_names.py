@@ -6,13 +6,16 @@ Beside the objects there are, as long as a node has some, a hash of their ids,
 
 from __future__ import annotations
 
+import base64
+import binascii
+from dataclasses import dataclass
 from typing import Final
 from urllib.parse import parse_qs
 
 from inference_cache.errors import UsageError
 from inference_cache.keyspace import Keyspace
 
-__all__ = ["SpillNames", "parse_url"]
+__all__ = ["SpillNames", "SpillUrl", "parse_url"]
 
 _INDEX: Final = "index"
 _NODES: Final = "nodes"
@@ -42,9 +45,13 @@ class SpillNames:
         """The key of an object of this node."""
         return self.objects.key(object_id)
 
-    def url(self, key: bytes, size_bytes: int) -> bytes:
-        """What Ray keeps to find the record of ``size_bytes`` again: one object a key, so the offset is 0."""
-        return b"%b?offset=0&size=%d" % (key, size_bytes)
+    def url(self, key: bytes, size_bytes: int, *, owner: bytes = b"") -> bytes:
+        """What Ray keeps to find the record of ``size_bytes`` again: one object a key, so the offset is 0.
+
+        With the owner's address, it can be told where the record is lost, and the address with it.
+        """
+        url = b"%b?offset=0&size=%d" % (key, size_bytes)
+        return url + b"&owner=" + base64.urlsafe_b64encode(owner).rstrip(b"=") if owner else url
 
     def of_member(self, member: bytes) -> SpillNames:
         """The names of the node with that field.
@@ -64,8 +71,19 @@ class SpillNames:
         return SpillNames(self.keyspace, session=session, node=node), object_id
 
 
-def parse_url(url: str | bytes) -> tuple[bytes, int, int]:
-    """Key, offset and size in bytes that a URL of :meth:`SpillNames.url` stands for.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpillUrl:
+    """What a URL of :meth:`SpillNames.url` says."""
+
+    key: bytes
+    offset: int
+    size_bytes: int
+    owner: bytes = b""
+    """The owner's address, a serialized ``ray.rpc.Address``; empty when it is not told."""
+
+
+def parse_url(url: str | bytes) -> SpillUrl:
+    """Reads a URL of :meth:`SpillNames.url`.
 
     Raises:
         UsageError: it is no such URL.
@@ -74,6 +92,12 @@ def parse_url(url: str | bytes) -> tuple[bytes, int, int]:
     key, _, query = text.partition("?")
     fields = parse_qs(query)
     try:
-        return key.encode(), int(fields["offset"][0]), int(fields["size"][0])
-    except (KeyError, ValueError):
+        owner = fields.get("owner", [""])[0]
+        return SpillUrl(
+            key=key.encode(),
+            offset=int(fields["offset"][0]),
+            size_bytes=int(fields["size"][0]),
+            owner=base64.urlsafe_b64decode(owner + "=" * (-len(owner) % 4)),
+        )
+    except (KeyError, ValueError, binascii.Error):
         raise UsageError(f"{text!r:.200} is not the URL of a spilled object: key?offset=0&size=N") from None

@@ -93,6 +93,10 @@ class NodeBook:
         found = self._client.hgetall((names or self._names).index)
         return sorted(member.decode("utf-8", "replace") for member in found)
 
+    def has(self, object_id: str, *, names: SpillNames) -> bool:
+        """Whether an object stands among those of a node."""
+        return self._client.hget(names.index, object_id) is not None
+
     def leases(self) -> list[Lease]:
         """Every node that has objects. Fields that nobody here wrote are passed over."""
         found = []

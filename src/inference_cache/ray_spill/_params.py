@@ -52,6 +52,8 @@ class SpillParams:
     """A node that nobody can say anything about is taken for dead after so long; None for never."""
     sweep_every_s: float | None = 300.0
     """How often the janitor runs in each node; None for never."""
+    rebuild: bool = False
+    """Whether Ray is asked to make lost objects again, by running their tasks again; needs Ray 2.60."""
     reserve_bytes: int = 0
     """What must be free for spilled objects when the cluster starts."""
     metrics_folder: str | None = None

@@ -8,9 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
-from inference_cache.errors import BlobError, CacheError, MissingExtra, UsageError
+from inference_cache.errors import BlobError, CacheError, InferenceCacheError, MissingExtra, UsageError
+from inference_cache.ray_spill._names import parse_url
 from inference_cache.ray_spill._params import SpillParams
 from inference_cache.ray_spill._record import SpilledObject
 from inference_cache.ray_spill._storage import SpillStorage, TornRestore
@@ -22,10 +24,14 @@ try:
 except ImportError as error:
     raise MissingExtra(module="ray", extra="ray") from error
 
+if TYPE_CHECKING:
+    from inference_cache.ray_spill._rebuild import Rebuilder
+
 __all__ = ["RayStorage", "build"]
 
 _logger = logging.getLogger(__name__)
 _IO_WORKER: Final = "default_worker.py"
+_MOST_RESULTS: Final = 100_000_000
 _TORN: Final = 71
 """Exit code (EX_OSERR) of an IO worker that had to give up an object in the middle."""
 
@@ -33,9 +39,10 @@ _TORN: Final = 71
 class RayStorage(ExternalStorage):  # type: ignore[misc]
     """Ray's interface, on top of :class:`SpillStorage`, which may raise nothing but its own errors."""
 
-    def __init__(self, storage: SpillStorage) -> None:
+    def __init__(self, storage: SpillStorage, *, rebuilder: Rebuilder | None = None) -> None:
         super().__init__()
         self.storage = storage
+        self._rebuilder = rebuilder
 
     def spill_objects(self, object_refs: Sequence[Any], owner_addresses: Sequence[bytes]) -> list[bytes]:
         """URLs of the objects that were stored, in order; fewer than asked for tells Ray to keep the rest."""
@@ -57,7 +64,8 @@ class RayStorage(ExternalStorage):  # type: ignore[misc]
     def restore_spilled_objects(
         self, object_refs: Sequence[Any], url_with_offset_list: Sequence[bytes]
     ) -> int:
-        """Puts objects back; one that is lost becomes an error object, so that its readers are told."""
+        """Puts objects back. One that is lost Ray makes again, or it becomes an error object, so that its
+        readers are told."""
         total_bytes = 0
         for ref, url in zip(object_refs, url_with_offset_list, strict=True):
 
@@ -67,7 +75,8 @@ class RayStorage(ExternalStorage):  # type: ignore[misc]
             try:
                 total_bytes += self.storage.restore(url, deliver)
             except BlobError:
-                self._put_error(ref, ErrorType.Value("OBJECT_LOST"))
+                if not self._rebuilds(ref, url):
+                    self._put_error(ref, ErrorType.Value("OBJECT_LOST"))
             except CacheError:
                 self._put_error(ref, ErrorType.Value("OBJECT_FETCH_TIMED_OUT"))
             except TornRestore as error:
@@ -90,9 +99,41 @@ class RayStorage(ExternalStorage):  # type: ignore[misc]
             _logger.warning("spilled objects of this node stay for the janitor: %s", error)
         finally:
             self.storage.close()
+            if self._rebuilder is not None:
+                self._rebuilder.close()
+
+    def _rebuilds(self, ref: Any, url: bytes) -> bool:
+        """Whether Ray was told that the object is lost, and answers its readers itself."""
+        at = parse_url(url)
+        found = self.storage.names.object_of(at.key)
+        object_id = bytes.fromhex(ref.hex())
+        if self._rebuilder is None or not at.owner or found is None or _was_put(object_id):
+            return False
+        try:
+            self._rebuilder.rebuild(
+                object_id, owner=at.owner, node=found[0].node, stored=partial(self._lists, url)
+            )
+        except InferenceCacheError as error:
+            self.storage.counters.add("rebuild", "failed")
+            _logger.warning("a lost object is not made again, and its reader gets an error: %s", error)
+            return False
+        self.storage.counters.add("rebuild", "asked")
+        return True
+
+    def _lists(self, url: bytes) -> bool:
+        try:
+            return self.storage.lists(url)
+        except CacheError:
+            # It cannot be waited for. Nothing is spilled either meanwhile.
+            return False
 
     def _put_error(self, ref: Any, error_type: int) -> None:
         self._put_object_to_store(str(error_type).encode(), 0, _Nothing(), ref, b"")
+
+
+def _was_put(object_id: bytes) -> bool:
+    """Whether it was made by ``ray.put`` and not by a task: ids end with a number, and results come first."""
+    return int.from_bytes(object_id[-4:], "little") > _MOST_RESULTS
 
 
 class _Nothing:
@@ -107,11 +148,17 @@ def build(params: Mapping[str, Any], node: str, session: str = "", **_: object) 
     IO workers are spared: they would only be started again and again.
 
     Raises:
-        UsageError: wrong parameters.
+        UsageError: wrong parameters, or a Ray that cannot rebuild where that is asked for.
         UnsafeServer: the server may lose spilled objects.
         CacheError: it gives no answer.
     """
     settings = SpillParams.of(params)
+    rebuilder = None
+    if settings.rebuild:
+        # With Ray alone grpc is not there, and in older ones not what it takes.
+        from inference_cache.ray_spill._rebuild import Rebuilder
+
+        rebuilder = Rebuilder(_gcs_address())
     storage = _implementation(settings.implementation)(
         settings, session=session or "session", node=node, gcs=_gcs_address()
     )
@@ -128,7 +175,7 @@ def build(params: Mapping[str, Any], node: str, session: str = "", **_: object) 
         except BaseException:
             storage.close()
             raise
-    return RayStorage(storage)
+    return RayStorage(storage, rebuilder=rebuilder)
 
 
 def _implementation(path: str) -> Any:

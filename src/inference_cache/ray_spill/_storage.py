@@ -170,7 +170,7 @@ class SpillStorage:
             self._not_stored(why)
             self._take_back(chosen[stored:], outcomes[stored:], token)
         return [
-            self.names.url(key, record_bytes(item))
+            self.names.url(key, record_bytes(item), owner=item.owner if self.params.rebuild else b"")
             for (key, _), item in zip(items[:stored], chosen[:stored], strict=True)
         ]
 
@@ -191,10 +191,19 @@ class SpillStorage:
         finally:
             self.durations.observe("restore", time.monotonic() - began_s)
 
+    def lists(self, url: str | bytes) -> bool:
+        """Whether the object stands among those of the node that has spilled it.
+
+        Raises:
+            CacheError: the server gave no answer.
+        """
+        found = self.names.object_of(parse_url(url).key)
+        return found is not None and self._book.has(found[1], names=found[0])
+
     def delete(self, urls: Sequence[str | bytes]) -> None:
         """Removes objects at once, or, while the server is away, as soon as it is back. Raises nothing."""
         self._begin()
-        self._defer(parse_url(url)[0] for url in urls)
+        self._defer(parse_url(url).key for url in urls)
         if not self._reads.is_open:
             self._delete_deferred()
 
@@ -274,7 +283,8 @@ class SpillStorage:
     # --- restoring
 
     def _restore(self, url: str | bytes, deliver: Deliver) -> int:
-        key, offset, size_bytes = parse_url(url)
+        at = parse_url(url)
+        key, offset, size_bytes = at.key, at.offset, at.size_bytes
         patience_s = self.params.restore_s
         away_s = self._reads.open_for_s
         if patience_s is not None and away_s > patience_s:
@@ -362,6 +372,8 @@ class SpillStorage:
             self._reads.closed()
             reason = error.damage if isinstance(error, BlobCorrupt) else "missing"
             said = "it exists nowhere else, and its reader gets an error"
+            if self.params.rebuild:
+                said = "it exists nowhere else, and Ray is asked to make it again"
         self.counters.add("restore", f"lost_{reason}")
         self._log.warn(f"lost {reason}", f"a spilled object was not restored ({reason}): {error}: {said}")
         return reason
