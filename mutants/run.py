@@ -254,7 +254,8 @@ def _standing(system: System, report: dict[str, Any], acted: int) -> tuple[Stand
         own = judged.get(system.clause)
         outcome = own["outcome"] if own else "no report"
         if acted == 0:
-            return Standing.BROKEN, f"it never acted ({outcome}: {report.get('reason', '')})"
+            found = own["findings"][0]["observed"] if own and own["findings"] else report.get("reason", "")
+            return Standing.BROKEN, f"it never acted ({outcome}: {found})"
         if own is not None and outcome == "failed" and own["findings"]:
             return Standing.KILLED, own["findings"][0]["observed"]
         if outcome == "passed":
