@@ -36,7 +36,7 @@ from fixtures.engines.ray_cluster import RayCluster, RayFailed, RaySilent
 from fixtures.engines.ray_pool import object_keys
 from fixtures.observe import wait_for
 from fixtures.targets.embedded import EmbeddedServer, resolve_executable
-from fixtures.topologies import sentinels
+from fixtures.topologies import sentinels, single, socket_only
 from inference_cache.errors import CacheError
 from inference_cache.ray_spill import SpillParams, SpillStorage
 
@@ -45,11 +45,13 @@ GIB = 1024**3
 RESULTS = Path(__file__).with_name("RESULTS.ray_spill.md")
 
 
-def valkey(maxmemory: str, **settings: str) -> EmbeddedServer:
+def settings_of(maxmemory: str, **settings: str) -> dict[str, str]:
     base = {"maxmemory": maxmemory, "maxmemory-policy": "volatile-lru", "save": "", "appendonly": "no"}
-    return EmbeddedServer(
-        resolve_executable(None), {**base, **{k.replace("_", "-"): v for k, v in settings.items()}}
-    )
+    return {**base, **{name.replace("_", "-"): value for name, value in settings.items()}}
+
+
+def valkey(maxmemory: str, **settings: str) -> EmbeddedServer:
+    return EmbeddedServer(resolve_executable(None), settings_of(maxmemory, **settings))
 
 
 def cpu_s(pids: Sequence[int]) -> float:
@@ -87,10 +89,14 @@ def measure(
     spilling: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
     io_threads: int = 1,
+    *,
+    local: bool = False,
 ) -> Row:
+    """``local`` has Ray come by a unix socket."""
     count = max(4, total_mb // object_mb)
     store_mb = max(150, 3 * object_mb)
-    with valkey("6gb", io_threads=str(io_threads)) as server:
+    chosen = settings_of("6gb", io_threads=str(io_threads))
+    with socket_only(chosen) if local else single(chosen) as server:
         options: dict[str, Any] = {"store_bytes": store_mb * MB, "ray_settings": settings}
         with RayCluster(url=server.url, object_spilling=spilling, **options) as cluster:
 
@@ -117,6 +123,9 @@ def measure(
     )
 
 
+LOCAL = ("Valkey, unix socket",)
+
+
 def compare(options: argparse.Namespace) -> list[str]:
     with (
         tempfile.TemporaryDirectory(dir=options.disk) as disk,
@@ -128,18 +137,17 @@ def compare(options: argparse.Namespace) -> list[str]:
 
         storages: dict[str, Mapping[str, Any] | None] = {
             "Valkey": None,
+            "Valkey, unix socket": None,
             "filesystem, disk": filesystem(disk),
             "filesystem, /dev/shm": filesystem(shm),
             "smart_open, disk": {"type": "smart_open", "params": {"uri": disk}},
         }
-        return _table(
-            options,
-            [
-                (name, partial(measure, name, size, options.total_mb, spilling, {}))
-                for size in options.sizes
-                for name, spilling in storages.items()
-            ],
-        )
+        cells = [
+            (name, partial(measure, name, size, options.total_mb, spilling, {}, local=name in LOCAL))
+            for size in options.sizes
+            for name, spilling in storages.items()
+        ]
+        return _table(options, cells)
 
 
 def tune(options: argparse.Namespace) -> list[str]:
