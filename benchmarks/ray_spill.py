@@ -25,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fixtures.engines.ray_cluster import RayCluster, RayFailed, RaySilent
 from fixtures.engines.ray_pool import object_keys
 from fixtures.observe import wait_for
-from fixtures.targets.embedded import EmbeddedServer, resolve_executable
+from fixtures.targets.embedded import EmbeddedServer
 from fixtures.topologies import sentinels, single, socket_only
 from inference_cache.errors import CacheError
 from inference_cache.ray_spill import SpillParams, SpillStorage
@@ -50,8 +51,8 @@ def settings_of(maxmemory: str, **settings: str) -> dict[str, str]:
     return {**base, **{name.replace("_", "-"): value for name, value in settings.items()}}
 
 
-def valkey(maxmemory: str, **settings: str) -> EmbeddedServer:
-    return EmbeddedServer(resolve_executable(None), settings_of(maxmemory, **settings))
+def valkey(maxmemory: str, **settings: str) -> AbstractContextManager[EmbeddedServer]:
+    return single(settings_of(maxmemory, **settings))
 
 
 def cpu_s(pids: Sequence[int]) -> float:
@@ -123,7 +124,7 @@ def measure(
     )
 
 
-LOCAL = ("Valkey, unix socket",)
+UNIX_SOCKET = "Valkey, unix socket"
 
 
 def compare(options: argparse.Namespace) -> list[str]:
@@ -137,13 +138,13 @@ def compare(options: argparse.Namespace) -> list[str]:
 
         storages: dict[str, Mapping[str, Any] | None] = {
             "Valkey": None,
-            "Valkey, unix socket": None,
+            UNIX_SOCKET: None,
             "filesystem, disk": filesystem(disk),
             "filesystem, /dev/shm": filesystem(shm),
             "smart_open, disk": {"type": "smart_open", "params": {"uri": disk}},
         }
         cells = [
-            (name, partial(measure, name, size, options.total_mb, spilling, {}, local=name in LOCAL))
+            (name, partial(measure, name, size, options.total_mb, spilling, {}, local=name == UNIX_SOCKET))
             for size in options.sizes
             for name, spilling in storages.items()
         ]

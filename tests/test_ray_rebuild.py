@@ -33,7 +33,7 @@ from inference_cache.errors import UsageError
 from inference_cache.ray_spill import SpillParams, SpillStorage, _plug
 from inference_cache.ray_spill._names import parse_url
 from inference_cache.ray_spill._rebuild import NotRebuilt, Rebuilder
-from tests.servers import valkey_server
+from tests.servers import eventually, valkey_server
 from tests.test_ray_spill_plug import CoreWorker, Ref
 
 OBJECT = bytes(range(28))
@@ -120,10 +120,6 @@ def rebuild(ears: Ears) -> Iterator[Rebuild]:
 
     yield run
     rebuilder.close()
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    wait_for(condition, what=what, deadline_s=10, poll_s=0.01)
 
 
 class TestWords:

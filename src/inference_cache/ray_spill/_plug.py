@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from inference_cache.errors import BlobError, CacheError, InferenceCacheError, MissingExtra, UsageError
+from inference_cache.ray_spill._counters import QuietLog
 from inference_cache.ray_spill._names import parse_url
 from inference_cache.ray_spill._params import SpillParams
 from inference_cache.ray_spill._record import SpilledObject
@@ -32,6 +33,7 @@ __all__ = ["RayStorage", "build"]
 _logger = logging.getLogger(__name__)
 _IO_WORKER: Final = "default_worker.py"
 _MOST_RESULTS: Final = 100_000_000
+"""Of one task; Ray numbers what a task puts from here on."""
 _TORN: Final = 71
 """Exit code (EX_OSERR) of an IO worker that had to give up an object in the middle."""
 
@@ -43,6 +45,7 @@ class RayStorage(ExternalStorage):  # type: ignore[misc]
         super().__init__()
         self.storage = storage
         self._rebuilder = rebuilder
+        self._log = QuietLog(_logger)
 
     def spill_objects(self, object_refs: Sequence[Any], owner_addresses: Sequence[bytes]) -> list[bytes]:
         """URLs of the objects that were stored, in order; fewer than asked for tells Ray to keep the rest."""
@@ -115,7 +118,9 @@ class RayStorage(ExternalStorage):  # type: ignore[misc]
             )
         except InferenceCacheError as error:
             self.storage.counters.add("rebuild", "failed")
-            _logger.warning("a lost object is not made again, and its reader gets an error: %s", error)
+            self._log.warn(
+                "rebuild", f"a lost object is not made again, and its reader gets an error: {error}"
+            )
             return False
         self.storage.counters.add("rebuild", "asked")
         return True
@@ -153,12 +158,9 @@ def build(params: Mapping[str, Any], node: str, session: str = "", **_: object) 
         CacheError: it gives no answer.
     """
     settings = SpillParams.of(params)
-    rebuilder = None
     if settings.rebuild:
-        # With Ray alone grpc is not there, and in older ones not what it takes.
+        # With Ray alone grpc is not there, and in older ones not what it takes: that is told before anything.
         from inference_cache.ray_spill._rebuild import Rebuilder
-
-        rebuilder = Rebuilder(_gcs_address())
     storage = _implementation(settings.implementation)(
         settings, session=session or "session", node=node, gcs=_gcs_address()
     )
@@ -175,7 +177,7 @@ def build(params: Mapping[str, Any], node: str, session: str = "", **_: object) 
         except BaseException:
             storage.close()
             raise
-    return RayStorage(storage, rebuilder=rebuilder)
+    return RayStorage(storage, rebuilder=Rebuilder(_gcs_address()) if settings.rebuild else None)
 
 
 def _implementation(path: str) -> Any:

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from inference_cache.errors import InferenceCacheError, MissingExtra, UsageError
+from inference_cache.ray_spill._counters import QuietLog
 
 try:
     import grpc
@@ -74,6 +75,7 @@ class Rebuilder:
         self._gcs = gcs
         self._forgotten: queue.SimpleQueue[tuple[bytes, Callable[[], bool]] | None] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._log = QuietLog(_logger)
         # It waits while IO workers go on, one of which has to remove the old value.
         threading.Thread(target=self._announce_all, name="ray-spill-rebuild", daemon=True).start()
 
@@ -143,7 +145,7 @@ class Rebuilder:
                 return
             except NotRebuilt as error:
                 # The owner waits for this word, and nobody else can give it. A cluster without a GCS ends.
-                _logger.warning("a lost object is made again later: %s", error)
+                self._log.warn("rebuild", f"a lost object is made again later: {error}")
                 self._ended.wait(1.0)
 
 
